@@ -1,0 +1,383 @@
+"""Typed configuration of a model and of its training run: YAML in, resolved YAML out.
+
+Every class refuses keys that it does not know. A mistake in a file ends in one `ConfigError` that
+names the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from atsnn.errors import ConfigError
+
+HaltingOrder = Literal["upstream", "rectangle", "raster", "blocks", "steps"]
+DataFormat = Literal["auto", "idx", "cifar10", "cifar100", "folder", "tinyimagenet", "digits"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class HaltingConfig(_Section):
+    """Token halting, ACT in two dimensions: a gate is open while the scores add up to < 1 - epsilon.
+
+    Attributes:
+        order: what a gate looks at; `upstream` and `blocks` can run on a pipelined chip.
+        gamma, beta: of the score `sigmoid(gamma * x_0 + beta)`; with the defaults a stem value of 2 (both spikes)
+            closes a token's gate at once.
+        learn: train gamma and beta with the weights.
+        gradient: `surrogate` (the gate is a neuron) or `mean-field` (ACT's read-out).
+    """
+
+    enabled: bool = False
+    order: HaltingOrder = "upstream"
+    gamma: float = Field(default=5.0, gt=0, le=1000)
+    beta: float = Field(default=-5.0, ge=-1000, le=1000)
+    epsilon: float = Field(default=0.01, gt=0, lt=1)
+    learn: bool = False
+    gradient: Literal["surrogate", "mean-field"] = "surrogate"
+
+
+class MergingConfig(_Section):
+    """Merging of similar tokens between attention and MLP (bipartite soft matching).
+
+    Attributes:
+        count: pairs merged per block at most; 0: no limit (then `minimum_similarity` > 0 decides).
+        minimum_similarity: cosine similarity below which no pair merges.
+        combine: size-weighted mean, maximum, or the larger token.
+        similarity: measured on the residual stream or on the attention keys.
+        assignment: pairs chosen from the first time step (causal) or from all of them.
+        blocks: the blocks that merge, counted from 1 as in `block1`; None: every block.
+    """
+
+    enabled: bool = False
+    count: int = Field(default=4, ge=0)
+    minimum_similarity: float = Field(default=0.0, ge=0, le=1)
+    combine: Literal["mean", "max", "keep"] = "mean"
+    similarity: Literal["stream", "keys"] = "stream"
+    assignment: Literal["first", "all"] = "first"
+    blocks: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> MergingConfig:
+        if self.enabled and self.count == 0 and self.minimum_similarity == 0:
+            raise ValueError(
+                "count 0 (no limit) would merge every pair: set a count or a minimum_similarity"
+            )
+        return self
+
+
+class QuantizationConfig(_Section):
+    """Number formats of the quantised model.
+
+    Attributes:
+        pixel_bits: upper bits of each 8-bit pixel that enter the network; the float model sees the
+            same levels, so that both have the same input.
+        fraction_bits: fractional bits F of the residual stream; when it is not given, 3 if tokens
+            are merged by their mean, otherwise 0.
+    """
+
+    pixel_bits: int = Field(default=6, ge=1, le=8)
+    fraction_bits: int = Field(default=0, ge=0, le=8)
+
+
+class ModelConfig(_Section):
+    """A Spikformer with adaptive tokens.
+
+    Attributes:
+        in_channels: channels of the image. image_size: its height and width in pixels.
+        classes: number of classes. steps: time steps T. blocks: encoder blocks L. dim: width D.
+        heads: attention heads. mlp_ratio: hidden width of the MLP over D.
+        tau: membrane time constant in steps. v_threshold, attention_threshold: firing thresholds.
+        attention_scale: factor on the attention's coincidence counts.
+    """
+
+    in_channels: int = Field(default=3, ge=1, le=64)
+    image_size: tuple[int, int] = (32, 32)
+    classes: int = Field(default=10, ge=2)
+    steps: int = Field(default=4, ge=1, le=256)
+    blocks: int = Field(default=4, ge=1, le=64)
+    dim: int = Field(default=384, ge=8, multiple_of=8)
+    heads: int = Field(default=12, ge=1)
+    mlp_ratio: int = Field(default=4, ge=1, le=16)
+    tau: float = Field(default=2.0, ge=1)
+    v_threshold: float = Field(default=1.0, gt=0)
+    attention_threshold: float = Field(default=0.5, gt=0)
+    attention_scale: float = Field(default=0.125, gt=0)
+    halting: HaltingConfig = HaltingConfig()
+    merging: MergingConfig = MergingConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens: each of the stem's two pools halves, rounding up."""
+        return -(-self.image_size[0] // 4), -(-self.image_size[1] // 4)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens N."""
+        return self.grid[0] * self.grid[1]
+
+    def merges_at(self, index: int) -> bool:
+        """True if block `index` (counted from 0) merges tokens."""
+        chosen = self.merging.blocks
+        return self.merging.enabled and (chosen is None or index + 1 in chosen)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if min(self.image_size) < 4:
+            raise ValueError(f"image_size {list(self.image_size)}: needs at least 4 x 4 pixels")
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} does not divide into {self.heads} heads")
+        outside = [b for b in self.merging.blocks or () if not 1 <= b <= self.blocks]
+        if outside:
+            raise ValueError(f"merging.blocks {outside}: the model has blocks 1 to {self.blocks}")
+        merged_mean = self.merging.enabled and self.merging.combine == "mean"
+        if merged_mean and "fraction_bits" not in self.quantization.model_fields_set:
+            resolved = QuantizationConfig(pixel_bits=self.quantization.pixel_bits, fraction_bits=3)
+            object.__setattr__(self, "quantization", resolved)
+        return self
+
+
+class DataConfig(_Section):
+    """Which images are used.
+
+    Attributes:
+        format: layout of the data folder; `auto` looks at what it holds.
+        resize: scale images of another size to the model's; otherwise they are refused.
+        train_images, test_images: use only the first so many (None: all).
+    """
+
+    format: DataFormat = "auto"
+    resize: bool = False
+    train_images: int | None = Field(default=None, ge=1)
+    test_images: int | None = Field(default=None, ge=1)
+
+
+class AugmentConfig(_Section):
+    """Augmentation of training images; every draw is a function of (seed, epoch, batch).
+
+    Attributes:
+        shift: largest random shift in pixels (zero padding), drawn per image.
+        flip: mirror half of the images.
+        randaugment: RandAugment operations per image (0: none). magnitude: its strength, 0 to 10.
+        random_erase: probability of erasing a rectangle.
+        mixup: parameter of the Beta distribution that mixes pairs of images (0: none).
+        mixup_epochs: mix only during so many epochs (None: all).
+    """
+
+    shift: int = Field(default=0, ge=0)
+    flip: bool = False
+    randaugment: int = Field(default=0, ge=0, le=8)
+    magnitude: int = Field(default=9, ge=0, le=10)
+    random_erase: float = Field(default=0.0, ge=0, le=1)
+    mixup: float = Field(default=0.0, ge=0)
+    mixup_epochs: int | None = Field(default=None, ge=0)
+
+
+class TrainConfig(_Section):
+    """Optimisation, losses and bookkeeping.
+
+    Attributes:
+        lr, min_lr: peak and final learning rate (linear warm-up, cosine). weight_decay: of AdamW,
+            on weights of two and more dimensions.
+        clip_norm: largest norm of the gradient (0: no limit).
+        ponder_weight: of the mean ponder (active cells + remainder, per token).
+        gate_weight: of the mean gate, above `gate_target` (share of open gates that costs nothing).
+        prior_weight: of the KL divergence between the halting scores over the cells (l, t) and a
+            Gaussian prior centred at `prior_center` (0: first cell, 1: last).
+        quantized: train the quantised model (straight-through), starting from `initial`.
+        initial: checkpoint to start from (its weights; float unless it is quantised too).
+        checkpoint_steps: also write a checkpoint every so many steps (0: after epochs only).
+        threads: torch threads (None: torch's choice).
+    """
+
+    epochs: int = Field(default=300, ge=1)
+    batch: int = Field(default=128, ge=1)
+    eval_batch: int = Field(default=256, ge=1)
+    lr: float = Field(default=5e-4, gt=0)
+    min_lr: float = Field(default=1e-5, ge=0)
+    weight_decay: float = Field(default=0.06, ge=0)
+    warmup_epochs: float = Field(default=20, ge=0)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    clip_norm: float = Field(default=0.0, ge=0)
+    ponder_weight: float = Field(default=5e-4, ge=0)
+    gate_weight: float = Field(default=0.0, ge=0)
+    gate_target: float = Field(default=0.0, ge=0, le=1)
+    prior_weight: float = Field(default=0.0, ge=0)
+    prior_center: float = Field(default=0.5, ge=0, le=1)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    quantized: bool = False
+    initial: str | None = None
+    checkpoint_steps: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+
+
+class RunConfig(_Section):
+    """Everything that determines a training run, apart from the images themselves."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+
+
+Section = TypeVar("Section", bound=_Section)
+
+
+def parse(section: type[Section], values: Mapping[str, Any], origin: str) -> Section:
+    """Validate `values` as a section.
+
+    Raises:
+        ConfigError: names `origin` (a file, an option), the first wrong key and what is allowed.
+    """
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {_first_mistake(section, error)}") from None
+
+
+def _first_mistake(section: type[_Section], error: ValidationError) -> str:
+    details = error.errors(include_url=False)
+    text = _mistake(section, details[0])
+    others = len(details) - 1
+    return f"{text} (and {others} more mistake{'s' if others > 1 else ''})" if others else text
+
+
+def _mistake(section: type[_Section], detail: ErrorDetails) -> str:
+    path = [str(part) for part in detail["loc"]]
+    key = ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        known = sorted(_section_at(section, path[:-1]).model_fields)
+        return f"unknown key {key}; known here: {', '.join(known)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key} = {detail['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _section_at(section: type[_Section], path: Iterable[str]) -> type[_Section]:
+    for name in path:
+        annotation = section.model_fields[name].annotation
+        if isinstance(annotation, type) and issubclass(annotation, _Section):
+            section = annotation
+    return section
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; `ConfigError` if the file is missing, unreadable or not a mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    return _yaml_mapping(text, str(path))
+
+
+def _yaml_mapping(text: str, origin: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{origin}: not valid YAML: {reason}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{origin}: holds no mapping of keys; it needs model, data, augment, train"
+        )
+    return values
+
+
+def preset_names() -> list[str]:
+    """Names of the built-in presets."""
+    folder = resources.files("atsnn") / "presets"
+    return sorted(
+        p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
+    )
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Values of a built-in preset; `ConfigError` names the known ones."""
+    if name not in preset_names():
+        raise ConfigError(f"no preset {name!r}; there are: {', '.join(preset_names())}")
+    text = (resources.files("atsnn") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    return _yaml_mapping(text, f"preset {name}")
+
+
+def load_preset(name: str, changes: Iterable[str] = ()) -> RunConfig:
+    """A built-in preset with `key=value` changes (see `apply_changes`)."""
+    return parse(RunConfig, apply_changes(read_preset(name), changes), f"preset {name}")
+
+
+def load_config(path: Path, changes: Iterable[str] = ()) -> RunConfig:
+    """A YAML configuration with `key=value` changes (see `apply_changes`)."""
+    return parse(RunConfig, apply_changes(read_yaml(path), changes), str(path))
+
+
+def apply_changes(values: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
+    """Set dotted keys, as in `train.lr=1e-3` or `model.halting.enabled=true` (values are YAML).
+
+    Raises:
+        ConfigError: a change without `=`, or through a key that holds no section.
+    """
+    result = _copied(values)
+    for change in changes:
+        key, separator, text = change.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"change {change!r}: write key=value, as in train.lr=0.001")
+        *parents, last = key.split(".")
+        section = result
+        for parent in parents:
+            inner = section.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"change {change!r}: {parent} is a value, not a section")
+            section = inner
+        section[last] = _scalar(text)
+    return result
+
+
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return float(text) if _is_plain_exponent(text) else yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _is_plain_exponent(text: str) -> bool:
+    """YAML 1.1 reads `1e-3` as a string; users mean a number."""
+    mantissa, separator, exponent = text.lower().partition("e")
+    digits = mantissa.lstrip("+-").replace(".", "", 1)
+    return bool(separator) and digits.isdigit() and exponent.lstrip("+-").isdigit()
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved configuration, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+
+
+def differences(ours: BaseModel, theirs: BaseModel) -> list[str]:
+    """Dotted keys in which two configurations differ, as `key: ours, not theirs`."""
+    return list(_differences(ours.model_dump(mode="json"), theirs.model_dump(mode="json"), ""))
+
+
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str) -> Iterable[str]:
+    for key, value in ours.items():
+        other = theirs.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            yield from _differences(value, other, f"{prefix}{key}.")
+        elif value != other:
+            yield f"{prefix}{key}: {value}, not {other}"
+
+
+DATA_FORMATS: tuple[str, ...] = get_args(DataFormat)
