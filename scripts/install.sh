@@ -7,6 +7,9 @@
 # stamp VENV/.atsnn-installed is written last, so an installation that was interrupted is taken up again.
 set -eu
 
+# All of it inside braces, so that the shell has read the whole file before it starts: an update of the
+# checkout during an installation cannot change what is being run.
+{
 venv=$1
 asked=${2:-}
 here=$(cd "$(dirname "$0")" && pwd)
@@ -52,7 +55,8 @@ if [ -e "$venv" ]; then
         say "$venv was made in another place; it is made anew"
         rm -rf "$venv"
     elif [ -n "$asked" ]; then
-        wanted=$(minor_of "$("$here/find_python.sh" "$asked")")
+        interpreter=$("$here/find_python.sh" "$asked")
+        wanted=$(minor_of "$interpreter")
         if [ "$has" != "$wanted" ]; then
             say "$venv has Python $has and $wanted was asked for; it is made anew"
             rm -rf "$venv"
@@ -64,10 +68,12 @@ if [ -e "$venv" ] && up_to_date; then
     exit 0
 fi
 
+fresh=""
 if [ ! -e "$venv" ]; then
     interpreter=$("$here/find_python.sh" "$asked")
     say "making $venv with $interpreter (Python $(minor_of "$interpreter"))"
     "$interpreter" -m venv "$venv"
+    fresh=yes
 fi
 rm -f "$stamp"
 
@@ -79,7 +85,11 @@ pip() {
 "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >/dev/null
 
 version=$(minor_of "$python")
-say "installing for Python $version; the first time this downloads about 3 GB (torch and its CUDA libraries)"
+if [ -n "$fresh" ]; then
+    say "installing for Python $version; this downloads about 3 GB (torch and its CUDA libraries)"
+else
+    say "bringing $venv up to date (Python $version)"
+fi
 pip install --quiet 'pip>=22.3'
 case "$version" in
     3.10)
@@ -103,3 +113,5 @@ esac
 fingerprint >"$stamp.part"
 mv "$stamp.part" "$stamp"
 say "installed in $venv"
+exit 0
+}
