@@ -1,0 +1,47 @@
+"""Run, verify and price a quantised graph. Names are imported when they are first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hardware.energy import EnergyRow, EnergyTable, energy_table
+    from hardware.engine import EngineResult, run
+    from hardware.events import EventCounts
+    from hardware.variants import open_all_gates
+    from hardware.verify import Stage, StageResult, VerificationResult, verify
+
+_HOME = {
+    "EnergyRow": "hardware.energy",
+    "EnergyTable": "hardware.energy",
+    "energy_table": "hardware.energy",
+    "EngineResult": "hardware.engine",
+    "run": "hardware.engine",
+    "EventCounts": "hardware.events",
+    "open_all_gates": "hardware.variants",
+    "Stage": "hardware.verify",
+    "StageResult": "hardware.verify",
+    "VerificationResult": "hardware.verify",
+    "verify": "hardware.verify",
+}
+
+__all__ = [
+    "EngineResult",
+    "run",
+    "EventCounts",
+    "open_all_gates",
+    "Stage",
+    "StageResult",
+    "VerificationResult",
+    "verify",
+    "EnergyRow",
+    "EnergyTable",
+    "energy_table",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'hardware' has no attribute {name!r}")

@@ -1,0 +1,6 @@
+"""Bit-exact numpy executor of quantised graphs: `run(graph, images) -> EngineResult`. Needs no torch."""
+
+from hardware.engine.result import EngineResult, LayerRange
+from hardware.engine.runner import run
+
+__all__ = ["EngineResult", "LayerRange", "run"]
