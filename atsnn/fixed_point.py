@@ -41,8 +41,8 @@ def decay(state: IntArray, constant: int) -> IntArray:
 
 
 def wrap24(state: IntArray) -> IntArray:
-    """Wrap to signed 24 bits, as the chip's current does."""
-    return ((state + 2**23) & (2**24 - 1)) - 2**23
+    """Wrap modulo 2^24 into [-(2^23 - 1), 2^23], the range that Lava's model lets a current take."""
+    return ((state + STATE_LIMIT) & (2**24 - 1)) - STATE_LIMIT
 
 
 @dataclass(frozen=True)
@@ -250,3 +250,17 @@ def halting_threshold(epsilon: float) -> int:
 def pixels_to_integers(images: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
     """Keep the upper `bits` of 8-bit pixels; the result stands for `value / (2^bits - 1)`."""
     return (images >> (8 - bits)).astype(np.uint8)
+
+
+def quantize_readout(
+    weight: FloatArray, bias: FloatArray, cells: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], float]:
+    """Even 8-bit weights, integer bias and the scale of the read-out's logits.
+
+    `logits = (weight_int @ sum + bias_int) / scale`, where `sum` adds up `cells` values
+    (time steps * tokens * 2^F) per channel.
+    """
+    largest = float(np.abs(weight).max(initial=0.0))
+    weight_scale = WEIGHT_MAX / largest if largest > 0 else 1.0
+    scale = weight_scale * cells
+    return even_weights(weight, weight_scale), np.rint(bias * scale).astype(np.int64), scale

@@ -1,0 +1,105 @@
+"""Spiking neurons over time steps: norse's LIFBox, with a gate per token.
+
+Update (DESIGN of the chip target, norse `lif_box_feed_forward_step` with dt * tau_mem_inv = 1/tau):
+`v += (x - v) / tau; s = v > threshold; v = 0 where s`. A neuron whose token's gate is closed keeps
+its membrane potential and fires nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from norse.torch.functional.lif_box import (
+    LIFBoxFeedForwardState,
+    LIFBoxParameters,
+    lif_box_feed_forward_step,
+)
+from torch import Tensor, nn
+
+from atsnn.fixed_point import NeuronModel
+
+SURROGATE = "super"
+SURROGATE_SLOPE = 4.0
+
+
+def gate_like(gate: Tensor, values: Tensor) -> Tensor:
+    """Append axes to a gate [..., N] until it broadcasts against values [..., N, ...]."""
+    return gate.reshape(gate.shape + (1,) * (values.dim() - gate.dim()))
+
+
+class SpikingNeuron(nn.Module):
+    """A layer of norse LIFBox neurons, hard reset to 0, zero at the first step.
+
+    Args:
+        tau: membrane time constant in time steps.
+        threshold: v_th; the neuron fires when the potential is strictly above it.
+    """
+
+    def __init__(self, tau: float, threshold: float) -> None:
+        super().__init__()
+        self.tau = tau
+        self.threshold = threshold
+        self._parameters_norse = LIFBoxParameters(
+            tau_mem_inv=torch.tensor(1.0 / tau),
+            v_leak=torch.tensor(0.0),
+            v_th=torch.tensor(threshold),
+            v_reset=torch.tensor(0.0),
+            method=SURROGATE,
+            alpha=SURROGATE_SLOPE,
+        )
+
+    @property
+    def model(self) -> NeuronModel:
+        """The neuron as the fixed-point arithmetic describes it."""
+        return NeuronModel(1.0 / self.tau, 1.0, self.threshold)
+
+    def step(self, current: Tensor, voltage: Tensor) -> tuple[Tensor, Tensor]:
+        """One step on tensors of any one shape; returns spikes and the new membrane potential."""
+        spikes, state = lif_box_feed_forward_step(
+            current, LIFBoxFeedForwardState(v=voltage), self._parameters_norse, dt=1.0
+        )
+        return spikes, state.v
+
+    def forward(
+        self, current: Tensor, gate: Tensor | None = None, voltage: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run all steps of `current` [T, B, ...] under `gate` [T, B, N] (1 = open).
+
+        Returns spikes [T, B, ...] and the membrane potential [B, ...] after the last step.
+        """
+        return run_steps(self.step, current, gate, voltage)
+
+    def forward_rows(
+        self, current: Tensor, gate: Tensor, voltage: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run all steps for open tokens only: `current` [R, D] are the rows where `gate` is true."""
+        return run_rows(self.step, current, gate, voltage)
+
+    def extra_repr(self) -> str:
+        return f"tau={self.tau}, threshold={self.threshold}"
+
+
+def run_steps(step, current: Tensor, gate: Tensor | None, voltage: Tensor | None):
+    """Iterate `step` over the first axis of `current`; closed gates hold the state and mask spikes."""
+    state = torch.zeros_like(current[0]) if voltage is None else voltage
+    fired = []
+    for t in range(current.shape[0]):
+        spikes, new_state = step(current[t], state)
+        if gate is not None:
+            opened = gate_like(gate[t], spikes)
+            spikes = spikes * opened
+            new_state = torch.where(opened.detach() > 0, new_state, state)
+        state = new_state
+        fired.append(spikes)
+    return torch.stack(fired), state
+
+
+def run_rows(step, current: Tensor, gate: Tensor, voltage: Tensor | None):
+    """Iterate `step` over the rows of `current` [R, D] that `gate` [T, B, N] (bool) lets through."""
+    if voltage is None:
+        voltage = current.new_zeros((*gate.shape[1:], current.shape[-1]))
+    state = voltage.clone()
+    fired = []
+    for t, rows in enumerate(current.split([int(n) for n in gate.flatten(1).sum(1)])):
+        spikes, state[gate[t]] = step(rows, state[gate[t]])
+        fired.append(spikes)
+    return torch.cat(fired), state

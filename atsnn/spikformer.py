@@ -1,0 +1,466 @@
+"""Spikformer (Zhou et al., ICLR 2023, CIFAR variant) with halting and merging of tokens.
+
+Shapes: T time steps, B images, N tokens, D channels; values are [T, B, N, D] throughout. Layers
+run all time steps at once, since the default halting order never looks back; the orders that do
+run step by step. In training a closed gate masks spikes; `forward_rows` leaves the rows out instead,
+and both fire the same spikes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from atsnn.config import ModelConfig
+from atsnn.errors import ConfigError, DatasetError
+from atsnn.halting import LOOK_BACK_ORDERS, Gate, HaltingScore, ponder
+from atsnn.merging import TokenMerging
+from atsnn.neurons import SpikingNeuron
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What one forward pass returns.
+
+    Attributes:
+        logits: [B, classes].
+        gates: [L, T, B, N], 1 where a block processed a token.
+        ponder: [B, N], active cells plus remainder.
+        scores: [L + 1, T, B, N] halting scores, the stem's first, 1 = certain.
+    """
+
+    logits: Tensor
+    gates: Tensor
+    ponder: Tensor
+    scores: Tensor
+
+    @property
+    def average_tokens(self) -> Tensor:
+        """Mean over images of active cells / (L * T * N)."""
+        return self.gates.detach().mean()
+
+
+class TokenNorm(nn.BatchNorm1d):
+    """Batch normalisation over the rows [T, B, N] of open tokens; halted ones stay out of it."""
+
+    def forward(self, input: Tensor, gate: Tensor | None = None) -> Tensor:
+        if gate is None or not self.training:
+            return super().forward(input.flatten(0, -2)).view(input.shape)
+        rows = input[gate > 0]
+        if len(rows) < 2:
+            mean, variance = self.running_mean, self.running_var
+        else:
+            variance, mean = torch.var_mean(rows, 0, unbiased=False)
+            self._update(mean.detach(), variance.detach() * len(rows) / (len(rows) - 1))
+        factor = self.weight * torch.rsqrt(variance + self.eps)  # pyright: ignore[reportOptionalOperand] running statistics are always tracked here
+        return input * factor + (self.bias - mean * factor)
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+
+
+class ConvLayer(nn.Module):
+    """Convolution, normalisation, neurons: [T, B, C, H, W] -> spikes [T, B, O, H, W].
+
+    With `repeat` = T an input [1, B, C, H, W] is the same at every step, and its current is computed once.
+    """
+
+    def __init__(self, synapse: nn.Conv2d, norm: nn.Module, neuron: SpikingNeuron) -> None:
+        super().__init__()
+        self.synapse, self.norm, self.neuron = synapse, norm, neuron
+
+    def forward(self, x: Tensor, repeat: int = 1) -> Tensor:
+        current = self.norm(self.synapse(x.flatten(0, 1)))
+        current = current.view(*x.shape[:2], *current.shape[1:])
+        return self.neuron(current.expand(max(repeat, x.shape[0]), *current.shape[1:]))[0]
+
+
+class TokenLayer(nn.Module):
+    """Linear, normalisation, neurons over tokens: [T, B, N, I] -> spikes [T, B, N, O]."""
+
+    def __init__(self, synapse: nn.Linear, norm: nn.Module, neuron: SpikingNeuron) -> None:
+        super().__init__()
+        self.synapse, self.norm, self.neuron = synapse, norm, neuron
+
+    def forward(
+        self, x: Tensor, gate: Tensor | None = None, voltage: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        current = self.synapse(x)
+        current = (
+            self.norm(current, gate) if isinstance(self.norm, TokenNorm) else self.norm(current)
+        )
+        return self.neuron(current, gate, voltage)
+
+    def forward_rows(
+        self, rows: Tensor, gate: Tensor, voltage: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same for open tokens only: rows [R, I] -> spikes [R, O]."""
+        return self.neuron.forward_rows(self.norm(self.synapse(rows)), gate, voltage)
+
+
+class SpikePool(nn.Module):
+    """Max pooling 3x3, stride 2: a pooled neuron fires if any in its window did."""
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        pooled = functional.max_pool2d(spikes.flatten(0, 1), 3, 2, 1)
+        return pooled.view(*spikes.shape[:2], *pooled.shape[1:])
+
+
+class ToTokens(nn.Module):
+    """Feature maps [T, B, C, H, W] -> tokens [T, B, H*W, C]."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.flatten(3).transpose(2, 3)
+
+
+class StreamAdd(nn.Module):
+    """Sum of values on the residual stream and spikes that join it.
+
+    Args:
+        joins: number of leading inputs that are spikes; a spike counts `unit` on the stream.
+    """
+
+    def __init__(self, unit: float = 1.0, joins: int = 1) -> None:
+        super().__init__()
+        self.unit = unit
+        self.joins = joins
+
+    def forward(self, spikes: Tensor, other: Tensor) -> Tensor:
+        """`spikes * unit + other`, where `other` is spikes as well if `joins` is 2."""
+        if self.joins == 2:
+            return (spikes + other) * self.unit
+        return spikes * self.unit + other
+
+
+class AttentionCore(nn.Module):
+    """Spiking self-attention without softmax: per head `scale * q (k^T v)`."""
+
+    def __init__(self, heads: int, scale: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = scale
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        split = (*q.shape[:3], self.heads, q.shape[3] // self.heads)
+        q, k, v = (x.view(split).transpose(2, 3) for x in (q, k, v))
+        mixed = (q @ (k.transpose(-1, -2) @ v)) * self.scale
+        return mixed.transpose(2, 3).flatten(3)
+
+
+class Readout(nn.Module):
+    """Logits from the mean over time and the size-weighted mean over tokens."""
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(dim, classes)
+
+    def forward(self, x: Tensor, size: Tensor | None = None) -> Tensor:
+        """x [T, B, N, D], size [B, N] -> logits [B, classes]."""
+        if size is not None:
+            return self.head((x.mean(0) * size[:, :, None]).sum(1) / x.shape[2])
+        return self.head(x.mean((0, 2)))
+
+
+class Stem(nn.Module):
+    """Spiking patch splitting: four convolutions, two pools, and a position branch."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        widths = [config.dim // 8, config.dim // 4, config.dim // 2, config.dim]
+        self.steps = config.steps
+        self.conv1 = _conv_layer(config, config.in_channels, widths[0])
+        self.conv2 = _conv_layer(config, widths[0], widths[1])
+        self.conv3 = _conv_layer(config, widths[1], widths[2])
+        self.pool3 = SpikePool()
+        self.conv4 = _conv_layer(config, widths[2], widths[3])
+        self.pool4 = SpikePool()
+        self.position = _conv_layer(config, widths[3], widths[3])
+        self.to_tokens = ToTokens()
+        self.position_to_tokens = ToTokens()
+        self.add = StreamAdd(joins=2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image [B, C, H, W] -> tokens [T, B, N, D]."""
+        x = self.conv1(image.unsqueeze(0), self.steps)
+        x = self.pool3(self.conv3(self.conv2(x)))
+        x = self.pool4(self.conv4(x))
+        return self.add(self.to_tokens(x), self.position_to_tokens(self.position(x)))
+
+
+class EncoderBlock(nn.Module):
+    """Spiking self-attention, merging, MLP, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        dim, hidden = config.dim, config.dim * config.mlp_ratio
+        self.q = _token_layer(config, dim, dim)
+        self.k = _token_layer(config, dim, dim)
+        self.v = _token_layer(config, dim, dim)
+        self.attention = AttentionCore(config.heads, config.attention_scale)
+        self.attention_neuron = SpikingNeuron(config.tau, config.attention_threshold)
+        self.proj = _token_layer(config, dim, dim)
+        self.add_attention = StreamAdd()
+        self.merging = _merging(config) if config.merges_at(index) else None
+        self.fc1 = _token_layer(config, dim, hidden)
+        self.fc2 = _token_layer(config, hidden, dim)
+        self.add_mlp = StreamAdd()
+
+    def forward(
+        self,
+        x: Tensor,
+        gate: Tensor | None = None,
+        alive: Tensor | None = None,
+        size: Tensor | None = None,
+        state: State | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Masked form. x [T, B, N, D], gate [T, B, N]; returns stream, alive and size.
+
+        `state` carries membrane potentials and the merging assignment between chunks of steps.
+        """
+        state = {} if state is None else state
+        q, state["q"] = self.q(x, gate, state.get("q"))
+        k, state["k"] = self.k(x, gate, state.get("k"))
+        v, state["v"] = self.v(x, gate, state.get("v"))
+        mixed = self.attention(q, k, v)
+        y, state["attention"] = self.attention_neuron(mixed, gate, state.get("attention"))
+        y, state["proj"] = self.proj(y, gate, state.get("proj"))
+        x = self.add_attention(y, x)
+        if self.merging is not None:
+            x, gate, alive, size, state["pairs"] = self.merging(
+                x, gate, alive, size, k, state.get("pairs")
+            )
+        y, state["fc1"] = self.fc1(x, gate, state.get("fc1"))
+        y, state["fc2"] = self.fc2(y, gate, state.get("fc2"))
+        return self.add_mlp(y, x), alive, size
+
+    def forward_rows(
+        self,
+        x: Tensor,
+        gate: Tensor,
+        alive: Tensor | None,
+        size: Tensor | None,
+        state: State,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The same function with the rows of halted tokens left out of every layer."""
+        opened = gate > 0
+        rows = x[opened]
+        q, state["q"] = self.q.forward_rows(rows, opened, state.get("q"))
+        k, state["k"] = self.k.forward_rows(rows, opened, state.get("k"))
+        v, state["v"] = self.v.forward_rows(rows, opened, state.get("v"))
+        keys = scatter_rows(k, opened)
+        mixed = self.attention(scatter_rows(q, opened), keys, scatter_rows(v, opened))[opened]
+        y, state["attention"] = self.attention_neuron.forward_rows(
+            mixed, opened, state.get("attention")
+        )
+        y, state["proj"] = self.proj.forward_rows(y, opened, state.get("proj"))
+        x = self.add_attention(scatter_rows(y, opened), x)
+        if self.merging is not None:
+            x, gate, alive, size, state["pairs"] = self.merging(
+                x, gate, alive, size, keys, state.get("pairs")
+            )
+            opened = gate > 0
+        y, state["fc1"] = self.fc1.forward_rows(x[opened], opened, state.get("fc1"))
+        y, state["fc2"] = self.fc2.forward_rows(y, opened, state.get("fc2"))
+        return self.add_mlp(scatter_rows(y, opened), x), alive, size
+
+
+def scatter_rows(rows: Tensor, opened: Tensor) -> Tensor:
+    """Rows [R, D] back to [T, B, N, D], zero where `opened` is false."""
+    full = rows.new_zeros((*opened.shape, rows.shape[-1]))
+    full[opened] = rows
+    return full
+
+
+class Spikformer(nn.Module):
+    """A spiking vision transformer whose tokens halt and merge."""
+
+    quantized = False
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        _check(config)
+        self.config = config
+        self.stem = Stem(config)
+        self.blocks = nn.ModuleList(EncoderBlock(config, i) for i in range(config.blocks))
+        self.adaptive = config.halting.enabled or config.merging.enabled
+        if self.adaptive:
+            count = config.blocks + (config.halting.order in LOOK_BACK_ORDERS)
+            self.scores = nn.ModuleList(_score(config) for _ in range(count))
+            self.gates = nn.ModuleList(
+                Gate(1.0 - config.halting.epsilon, 1.0, config.halting.order != "blocks")
+                for _ in range(config.blocks)
+            )
+        self.readout = Readout(config.dim, config.classes)
+        self.apply(_initialize)
+
+    def forward(self, image: Tensor) -> ModelOutput:
+        """Masked form. Image [B, C, H, W] in [0, 1]."""
+        _check_image(self.config, image)
+        if self.adaptive and self.config.halting.order in LOOK_BACK_ORDERS:
+            return self._by_steps(image, rows=False)
+        logits, gates, totals, scores = self.forward_layers(image)
+        return self._output(logits, gates, totals, scores, image)
+
+    @torch.no_grad()
+    def forward_rows(self, image: Tensor) -> ModelOutput:
+        """The same function in inference, halted tokens left out of the computation."""
+        _check_image(self.config, image)
+        if not self.adaptive:
+            return self.forward(image)
+        if self.config.halting.order in LOOK_BACK_ORDERS:
+            return self._by_steps(image, rows=True)
+        return self._output(*self._layers_by_rows(image), image)
+
+    def forward_layers(
+        self, image: Tensor
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+        """Layer after layer, all steps at once: logits, and per block gate, accumulator and score."""
+        x = self.stem(image)
+        gates, totals, scores = [], [], []
+        gate = alive = size = score = None
+        for index, block in enumerate(self.blocks):
+            if self.adaptive:
+                scores.append(self.scores[index](x))
+                score = scores[-1] if score is None else score + scores[-1]
+                gate, total = self.gates[index](score, alive)
+                gates.append(gate)
+                totals.append(total)
+            x, alive, size = block(x, gate, alive, size)
+        return self.readout(x, size), gates, totals, scores
+
+    def _layers_by_rows(self, image: Tensor):
+        x = self.stem(image)
+        gates, totals, scores = [], [], []
+        alive = size = score = None
+        for index, block in enumerate(self.blocks):
+            scores.append(self.scores[index](x))
+            score = scores[-1] if score is None else score + scores[-1]
+            gate, total = self.gates[index](score, alive)
+            gates.append(gate)
+            totals.append(total)
+            x, alive, size = block.forward_rows(x, gate, alive, size, {})
+        return self.readout(x, size), gates, totals, scores
+
+    def _by_steps(self, image: Tensor, rows: bool) -> ModelOutput:
+        """Step after step, for the orders whose gates look back."""
+        stream = self.stem(image)
+        states: list[State] = [{} for _ in self.blocks]
+        history: list[list[Tensor]] = []
+        cells = []
+        for t in range(self.config.steps):
+            x, alive, size = stream[t : t + 1], None, None
+            step_scores = [self.scores[0](x)]
+            gates, totals = [], []
+            for index, block in enumerate(self.blocks):
+                score = self._visible_score(index, step_scores, history)
+                gate, total = self.gates[index](score, alive)
+                run = block.forward_rows if rows else block
+                x, alive, size = run(x, gate, alive, size, states[index])
+                step_scores.append(self.scores[index + 1](x))
+                gates.append(gate)
+                totals.append(total)
+            history.append(step_scores)
+            cells.append((x, gates, totals, step_scores))
+        x = torch.cat([cell[0] for cell in cells])
+        columns = [
+            [torch.cat(values) for values in zip(*(cell[i] for cell in cells), strict=True)]
+            for i in (1, 2, 3)
+        ]
+        return self._output(self.readout(x, size), *columns, image)
+
+    def _visible_score(
+        self, index: int, now: list[Tensor], history: list[list[Tensor]]
+    ) -> Tensor:
+        """Accumulated score [1, B, N] that gate `index` sees at this step."""
+        order = self.config.halting.order
+        zero = torch.zeros_like(now[0])
+        if order == "steps":
+            return sum((past[-1] for past in history), zero)
+        past_end = {"rectangle": index + 2, "raster": len(self.blocks) + 1}[order]
+        earlier = sum((sum(past[:past_end], zero) for past in history), zero)
+        return earlier + sum(now[: index + 1], zero)
+
+    def _output(self, logits, gates, totals, scores, image: Tensor) -> ModelOutput:
+        config = self.config
+        if not gates:
+            cells = (config.blocks, config.steps, len(image), config.tokens)
+            open_gates = logits.new_ones(cells)
+            return ModelOutput(
+                logits, open_gates, open_gates.sum((0, 1)), logits.new_zeros((1, *cells[1:]))
+            )
+        stacked = torch.stack(gates)
+        unit = self.gates[0].unit
+        cost = ponder(stacked, torch.stack(totals), unit)
+        return ModelOutput(logits, stacked, cost, torch.stack(scores) / unit)
+
+
+def build_model(config: ModelConfig, quantized: bool = False) -> Spikformer:
+    """A freshly initialised model; `quantized` gives the structure that quantised checkpoints hold."""
+    from atsnn.quantization import quantize_model
+
+    model = Spikformer(config)
+    return quantize_model(model) if quantized else model
+
+
+def _conv_layer(config: ModelConfig, inputs: int, outputs: int) -> ConvLayer:
+    synapse = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    return ConvLayer(
+        synapse, nn.BatchNorm2d(outputs), SpikingNeuron(config.tau, config.v_threshold)
+    )
+
+
+def _token_layer(config: ModelConfig, inputs: int, outputs: int) -> TokenLayer:
+    return TokenLayer(
+        nn.Linear(inputs, outputs),
+        TokenNorm(outputs),
+        SpikingNeuron(config.tau, config.v_threshold),
+    )
+
+
+def _merging(config: ModelConfig) -> TokenMerging:
+    m = config.merging
+    return TokenMerging(m.count, m.minimum_similarity, m.combine, m.similarity, m.assignment)
+
+
+SCORE_OFF = -1e4
+"""beta of a model that merges without halting: every score is exactly 0."""
+
+
+def _score(config: ModelConfig) -> HaltingScore:
+    halting = config.halting
+    if not halting.enabled:
+        return HaltingScore(1.0, SCORE_OFF, learn=False)
+    return HaltingScore(halting.gamma, halting.beta, halting.learn)
+
+
+def _check(config: ModelConfig) -> None:
+    if config.halting.order in LOOK_BACK_ORDERS and config.merging.assignment == "all":
+        raise ConfigError(
+            f"halting.order {config.halting.order} runs step by step, merging.assignment all needs "
+            "every step at once; use assignment first or order upstream"
+        )
+
+
+def _check_image(config: ModelConfig, image: Tensor) -> None:
+    expected = (config.in_channels, *config.image_size)
+    if tuple(image.shape[1:]) != expected:
+        raise DatasetError(
+            f"image of shape {list(image.shape[1:])}, the model takes {list(expected)} "
+            "(channels, height, width); resize the images or choose another model"
+        )
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
