@@ -33,7 +33,6 @@ class HaltingConfig(_Section):
         gamma, beta: of the score `sigmoid(gamma * x_0 + beta)`; with the defaults a stem value of 2 (both spikes)
             closes a token's gate at once.
         learn: train gamma and beta with the weights.
-        gradient: `surrogate` (the gate is a neuron) or `mean-field` (ACT's read-out).
     """
 
     enabled: bool = False
@@ -42,7 +41,6 @@ class HaltingConfig(_Section):
     beta: float = Field(default=-5.0, ge=-1000, le=1000)
     epsilon: float = Field(default=0.01, gt=0, lt=1)
     learn: bool = False
-    gradient: Literal["surrogate", "mean-field"] = "surrogate"
 
 
 class MergingConfig(_Section):
