@@ -6,6 +6,7 @@ names the key, the value and what is allowed.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -26,12 +27,12 @@ class _Section(BaseModel):
 
 
 class HaltingConfig(_Section):
-    """Token halting, ACT in two dimensions: a gate is open while the scores add up to < 1 - epsilon.
+    """Token halting, ACT in two dimensions: a gate is open while its scores sum to < 1 - epsilon.
 
     Attributes:
         order: what a gate looks at; `upstream` and `blocks` can run on a pipelined chip.
-        gamma, beta: of the score `sigmoid(gamma * x_0 + beta)`; with the defaults a stem value of 2 (both spikes)
-            closes a token's gate at once.
+        gamma, beta: of the score `sigmoid(gamma * x_0 + beta)`; with the defaults a stem value of 2
+            (both spikes) closes a token's gate at once.
         learn: train gamma and beta with the weights.
     """
 
@@ -194,7 +195,10 @@ class TrainConfig(_Section):
         quantized: train the quantised model (straight-through), starting from `initial`.
         initial: checkpoint to start from (its weights; float unless it is quantised too).
         checkpoint_steps: also write a checkpoint every so many steps (0: after epochs only).
+        eval_images: evaluate on the first so many test images after each epoch but the last, which
+            takes all of them (None: always all).
         threads: torch threads (None: torch's choice).
+        device: `auto` takes a CUDA GPU where there is one.
     """
 
     epochs: int = Field(default=300, ge=1)
@@ -215,16 +219,52 @@ class TrainConfig(_Section):
     quantized: bool = False
     initial: str | None = None
     checkpoint_steps: int = Field(default=0, ge=0)
+    eval_images: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class StageConfig(_Section):
+    """One stage of a run: what it changes against the stage before it (the first: against the run).
+
+    A stage starts from the weights of the one before it.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    model: dict[str, Any] = {}
+    augment: dict[str, Any] = {}
+    train: dict[str, Any] = {}
 
 
 class RunConfig(_Section):
-    """Everything that determines a training run, apart from the images themselves."""
+    """Everything that determines a training run, apart from the images themselves.
+
+    `stages` runs one training after another, as in: all tokens, then adaptive, then quantised.
+    """
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
+    stages: tuple[StageConfig, ...] = ()
+
+    def stage_configs(self) -> dict[str, RunConfig]:
+        """Configuration of each stage by name; without stages just one, named `run`."""
+        if not self.stages:
+            return {"run": self}
+        values = self.model_dump(exclude_unset=True, exclude={"stages"})
+        resolved = {}
+        for stage in self.stages:
+            if stage.name in resolved:
+                raise ConfigError(f"stages: two are named {stage.name}")
+            values = merged(values, stage.model_dump(exclude={"name"}))
+            resolved[stage.name] = parse(RunConfig, values, f"stage {stage.name}")
+        return resolved
+
+    @model_validator(mode="after")
+    def _stages_are_valid(self) -> RunConfig:
+        self.stage_configs()
+        return self
 
 
 Section = TypeVar("Section", bound=_Section)
@@ -325,7 +365,7 @@ def apply_changes(values: Mapping[str, Any], changes: Iterable[str]) -> dict[str
     Raises:
         ConfigError: a change without `=`, or through a key that holds no section.
     """
-    result = _copied(values)
+    result = copy.deepcopy(dict(values))
     for change in changes:
         key, separator, text = change.partition("=")
         if not separator or not key:
@@ -333,16 +373,36 @@ def apply_changes(values: Mapping[str, Any], changes: Iterable[str]) -> dict[str
         *parents, last = key.split(".")
         section = result
         for parent in parents:
-            inner = section.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"change {change!r}: {parent} is a value, not a section")
-            section = inner
+            section = _inner_section(section, parent, change)
         section[last] = _scalar(text)
     return result
 
 
-def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+def _inner_section(section: dict[str, Any], name: str, change: str) -> dict[str, Any]:
+    """The section called `name`; a list of stages is entered as `stages.<name of the stage>`."""
+    stages = section.get("stages")
+    if isinstance(stages, list) and name != "stages":
+        found = [stage for stage in stages if isinstance(stage, dict) and stage.get("name") == name]
+        if found:
+            return found[0]
+    inner = section.setdefault(name, {})
+    if isinstance(inner, list) and name == "stages":
+        return section
+    if not isinstance(inner, dict):
+        raise ConfigError(f"change {change!r}: {name} is a value, not a section")
+    return inner
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with the nested `changes` laid over it."""
+    result = dict(values)
+    for key, change in changes.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(change, Mapping):
+            result[key] = merged(old, change)
+        else:
+            result[key] = change
+    return result
 
 
 def _scalar(text: str) -> Any:

@@ -19,5 +19,9 @@ class CheckpointError(AtsnnError):
     """A checkpoint that is missing, damaged or of another configuration."""
 
 
+class TrainingError(AtsnnError):
+    """A training run that cannot go on: its loss is not finite, or its folder is taken."""
+
+
 class QuantizationError(AtsnnError):
     """A layer that the fixed-point format of the chip cannot hold."""

@@ -1,0 +1,123 @@
+"""Find out what a data folder holds, read it, and check that it fits the model."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torchvision.transforms.v2 import functional as transforms
+
+from atsnn.config import DataConfig, ModelConfig
+from atsnn.data import cifar, digits, folders, idx
+from atsnn.data.images import Dataset, ImageSet, StoredImages
+from atsnn.errors import DatasetError
+
+BUILT_IN = "digits"
+_KNOWN = (
+    "IDX files (train-images-idx3-ubyte.gz ...), CIFAR-10 or CIFAR-100 as published (binary or "
+    "python version, unpacked), class folders train/<class>/ and test/<class>/ (directory or zip), "
+    "TinyImageNet as published"
+)
+
+
+def detect(location: Path) -> str:
+    """Format of a data folder or archive: a value of `data.format`.
+
+    Raises:
+        DatasetError: nothing there, or nothing known; says what can be put there.
+    """
+    if not location.exists():
+        raise DatasetError(f"{location}: no such data folder; put one of these there: {_KNOWN}")
+    if location.is_dir():
+        if any(idx.find(location, split, "images") for split in idx.SPLITS):
+            return "idx"
+        found = cifar.find(location)
+        if found:
+            return found[0].format
+    format = folders.layout(folders.open_files(location).names())
+    if format is None:
+        raise DatasetError(f"{location}: holds no data set that is known here: {_KNOWN}")
+    return format
+
+
+def load_dataset(location: Path | str | None, data: DataConfig, model: ModelConfig) -> Dataset:
+    """Read a data set for a model.
+
+    Args:
+        location: data folder or zip; `digits` or None (with data.format `digits`): built in.
+
+    Returns:
+        Images of the model's size; image files are decoded when they are first used.
+
+    Raises:
+        DatasetError: missing, damaged, empty, or of another size, depth or number of classes.
+    """
+    dataset = _read(location, data, model)
+    if data.resize:
+        size = model.image_size
+        dataset = replace(
+            dataset, train=_resized(dataset.train, size), test=_resized(dataset.test, size)
+        )
+    _check_fit(dataset, model)
+    if data.train_images:
+        dataset = replace(dataset, train=dataset.train.first(data.train_images))
+    if data.test_images:
+        dataset = replace(dataset, test=dataset.test.first(data.test_images))
+    return dataset
+
+
+def _read(location: Path | str | None, data: DataConfig, model: ModelConfig) -> Dataset:
+    if is_built_in(location, data):
+        return digits.load()
+    if location is None:
+        raise DatasetError(f"no data folder given; it may hold: {_KNOWN}")
+    path = Path(location)
+    format = detect(path) if data.format == "auto" or not path.exists() else data.format
+    if format == "idx":
+        return idx.load(path)
+    if format in ("cifar10", "cifar100"):
+        return cifar.load(path, format)
+    return folders.load(path, format, (model.in_channels, *model.image_size), data.resize)
+
+
+def is_built_in(location: Path | str | None, data: DataConfig) -> bool:
+    """True if scikit-learn's digits are meant, which need no folder."""
+    named = str(location) == BUILT_IN and not Path(BUILT_IN).exists()
+    return named or (location is None and data.format == BUILT_IN)
+
+
+def _resized(images: ImageSet, size: tuple[int, int]) -> ImageSet:
+    if not isinstance(images, StoredImages) or images.shape[1:] == size:
+        return images
+    parts = [transforms.resize(part, list(size)) for part in images.images.split(4096)]
+    return StoredImages(torch.cat(parts), images.labels)
+
+
+def _check_fit(dataset: Dataset, model: ModelConfig) -> None:
+    for split, images in (("train", dataset.train), ("test", dataset.test)):
+        channels, height, width = images.shape
+        if channels != model.in_channels:
+            raise DatasetError(
+                f"{dataset.location}: {split} images have {channels} channels; the model takes "
+                f"{model.in_channels} (model.in_channels)"
+            )
+        if (height, width) != model.image_size:
+            raise DatasetError(
+                f"{dataset.location}: {split} images are {height} x {width}; the model takes "
+                f"{model.image_size[0]} x {model.image_size[1]} (data.resize: true scales images)"
+            )
+        highest = int(images.labels.max())
+        if highest >= model.classes:
+            raise DatasetError(
+                f"{dataset.location}: {split} labels run to {highest}; the model has "
+                f"{model.classes} classes (model.classes)"
+            )
+
+
+def fingerprint(images: ImageSet) -> str:
+    """Short digest of the labels and the first images: tells a resumed run that its data changed."""
+    digest = hashlib.sha256(images.labels.numpy().tobytes())
+    digest.update(images.batch(torch.arange(min(64, len(images)))).numpy().tobytes())
+    return f"{len(images)} images, {digest.hexdigest()[:16]}"
