@@ -11,9 +11,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import importlib.util  # noqa: E402  (after the environment is set)
 import random  # noqa: E402
 import sys  # noqa: E402
+from collections import Counter  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from _pytest.terminal import TerminalReporter  # noqa: E402  (pytest 8 exports it by name)
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 SEED = 20_240_822
@@ -53,6 +55,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if marked and not is_here():
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """One line for each reason to skip, however many tests share it."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(r.longrepr[2] if isinstance(r.longrepr, tuple) else "" for r in reports)
+    for reason, count in reasons.most_common():
+        plural = "test" if count == 1 else "tests"
+        terminalreporter.write_line(f"{count} {plural} skipped: {reason.removeprefix('Skipped: ')}")
 
 
 @pytest.fixture(autouse=True)
