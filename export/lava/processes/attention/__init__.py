@@ -1,0 +1,1 @@
+"""Spiking self-attention by fast weights."""

@@ -1,0 +1,1 @@
+"""Image source, readout and spike probe."""

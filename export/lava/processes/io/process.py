@@ -1,0 +1,85 @@
+"""Processes at the rim of a network: where images enter and where values are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from lava.magma.core.process.ports.ports import InPort, OutPort
+from lava.magma.core.process.process import AbstractProcess
+from lava.magma.core.process.variable import Var
+
+from export.lava.wire import Recorder
+
+
+class ImageSource(AbstractProcess):
+    """Sends each image for `steps` time steps, then zeros.
+
+    Args:
+        images: integers [B, ...], or [T, B, ...] for events, each image in wire layout.
+        steps: time steps of an image.
+        events: whether `images` has a time axis.
+        progress_path: file to which the current time step is written.
+    """
+
+    def __init__(
+        self,
+        *,
+        images: npt.NDArray,
+        steps: int,
+        events: bool,
+        progress_path: Path | None = None,
+        name: str,
+    ) -> None:
+        super().__init__(
+            images=images, steps=steps, events=events, progress_path=progress_path, name=name
+        )
+        self.s_out = OutPort(shape=images.shape[2 if events else 1 :])
+
+
+class Probe(AbstractProcess):
+    """Writes every value that arrives into the file of its recorder.
+
+    Args:
+        shape: wire shape of the value.
+        recorder: knows file, graph shape and the steps that belong to images.
+    """
+
+    def __init__(self, *, shape: tuple[int, ...], recorder: Recorder, name: str) -> None:
+        super().__init__(recorder=recorder, name=name)
+        self.s_in = InPort(shape=shape)
+
+
+class Readout(AbstractProcess):
+    """Adds up an image's values and gives its class scores at the image's last time step.
+
+    At the other steps `a_out` is 0. Scores are `weight @ sum_t sum_k size_k x_k + bias`, int64.
+
+    Args:
+        shape: wire shape of `x_in`.
+        weight: integers [classes, D].
+        bias: integers [classes].
+        steps: time steps of an image.
+        depth: hardware steps after which the first image's first value arrives.
+        sized: whether `size_in` is connected; without it every token counts once.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, ...],
+        weight: npt.NDArray[np.integer],
+        bias: npt.NDArray[np.integer],
+        steps: int,
+        depth: int,
+        sized: bool,
+        name: str,
+    ) -> None:
+        super().__init__(steps=steps, depth=depth, sized=sized, name=name)
+        self.x_in = InPort(shape=shape)
+        self.size_in = InPort(shape=shape[:1] if sized else (1,))
+        self.a_out = OutPort(shape=bias.shape)
+        self.weight = Var(shape=weight.shape, init=weight)
+        self.bias = Var(shape=bias.shape, init=bias)
+        self.total = Var(shape=(weight.shape[1],), init=0)

@@ -1,0 +1,1 @@
+"""LIF neurons with a gate for each token, and pooled neurons."""

@@ -1,0 +1,1 @@
+"""Relays: delays, shifts, gated messages and changes of layout."""

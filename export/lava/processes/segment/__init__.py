@@ -1,0 +1,1 @@
+"""A part of a network (stem, block, head) at two grains."""

@@ -1,0 +1,1 @@
+"""Halting score, token gate and the synaptic reduction that merges tokens."""
