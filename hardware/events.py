@@ -1,5 +1,261 @@
-"""placeholder"""
+"""Event counts of a run, per node and image: what the cores would have had to do.
+
+How things are counted (a *message* is a non-zero value that arrives at a node's input):
+
+* Conv, Linear, OrPool, Add: one SOP per message and synapse, exact at the borders of a convolution.
+  A synapse counts even if its weight is 0. An Add or OrPool is a synapse of weight 1. What a halted
+  token would send into a gated Linear is not sent.
+* A pixel, and any graded value above 1, is one SOP per synapse and either one MAC (`macs`) or as many
+  additions as its size, rounded up in units of the residual stream (`unrolled_acs`); a message of
+  value 1 is one addition (`acs`). So `sops = acs + macs`.
+* Pixels are sent anew at every time step, as the Lava network does it, although the engine computes
+  the first layer once.
+* Attention: both orders are counted, coincidences (an AND that adds one) and reads; see `AttentionOrder`.
+* Neuron updates: `updates_idle` are those that change nothing (no input, no state, no bias); relays
+  (Add, OrPool, Attention, Merge) are active where their output is not 0.
+* Merge: the similarities (every non-zero element of an eligible even token meets every eligible odd
+  token, and itself for the norm) and, at every step, every non-zero element that is combined: MACs.
+* Readout: tokens are summed over time first (one SOP per non-zero element and step), then each
+  non-zero sum meets every class once (MAC).
+"""
+
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-class EventCounts: ...
+import numpy as np
+import numpy.typing as npt
+
+PerImage = npt.NDArray[np.int64]
+
+FIELDS = (
+    "sops",
+    "acs",
+    "macs",
+    "unrolled_acs",
+    "messages",
+    "spikes",
+    "updates_active",
+    "updates_idle",
+    "updates_gated",
+    "gate_closings",
+    "merges",
+)
+SCORES_FIRST = "(q k^T) v"
+TABLE_FIRST = "q (k^T v)"
+
+
+@dataclass(frozen=True)
+class AttentionOrder:
+    """Events of one order of the attention product, each int64 [images].
+
+    `(q k^T) v`: every coincidence of a q and a k spike adds one to a score; every non-zero score is
+    read by every v spike of its token. `q (k^T v)`: every coincidence of k and v adds one to the
+    head's table; every q spike reads the non-zero entries of its row.
+
+    Attributes:
+        coincidences: additions of one.
+        single_reads, graded_reads: entries read that are 1, and above 1.
+        unrolled_reads: sum of the entries read.
+    """
+
+    coincidences: PerImage
+    single_reads: PerImage
+    graded_reads: PerImage
+    unrolled_reads: PerImage
+
+    def counts(self) -> dict[str, PerImage]:
+        """The fields sops, acs, macs and unrolled_acs, each int64 [images]."""
+        acs = self.coincidences + self.single_reads
+        return {
+            "sops": acs + self.graded_reads,
+            "acs": acs,
+            "macs": self.graded_reads,
+            "unrolled_acs": self.coincidences + self.unrolled_reads,
+        }
+
+
+@dataclass(frozen=True)
+class NodeEvents:
+    """Events of one node.
+
+    Attributes:
+        name, kind, source, block: as in the graph.
+        dense_macs: multiplications of a dense network of the same shape, one pass, one image.
+        counts: field of `FIELDS` -> int64 [images].
+        orders: for Attention, both orders; `counts` has the one that is cheaper over all images.
+        order: name of that order, "" for other nodes.
+    """
+
+    name: str
+    kind: str
+    source: str
+    block: str
+    dense_macs: int
+    counts: Mapping[str, PerImage]
+    orders: Mapping[str, AttentionOrder] = field(default_factory=dict)
+    order: str = ""
+
+    def sum(self, name: str) -> int:
+        """Total of a field over all images."""
+        return int(self.counts[name].sum())
+
+    def mean(self, name: str) -> float:
+        """Mean of a field per image."""
+        return float(self.counts[name].mean()) if self.counts[name].size else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        record: dict[str, Any] = {
+            "name": self.name,
+            "kind": self.kind,
+            "source": self.source,
+            "block": self.block,
+            "dense_macs": self.dense_macs,
+            "per_image": {name: self.mean(name) for name in FIELDS},
+            "sum": {name: self.sum(name) for name in FIELDS},
+        }
+        if self.orders:
+            record["attention"] = {
+                "order": self.order,
+                "sops_per_image": {
+                    name: float(order.counts()["sops"].mean())
+                    for name, order in self.orders.items()
+                },
+                "coincidences_per_image": {
+                    name: float(order.coincidences.mean()) for name, order in self.orders.items()
+                },
+            }
+        return record
+
+
+@dataclass(frozen=True)
+class EventCounts:
+    """Events of all nodes over the same images, in topological order."""
+
+    nodes: tuple[NodeEvents, ...]
+    images: int
+    steps: int
+
+    def __getitem__(self, name: str) -> NodeEvents:
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def per_image(self, name: str) -> PerImage:
+        """A field summed over all nodes, int64 [images]."""
+        return sum((node.counts[name] for node in self.nodes), np.zeros(self.images, np.int64))
+
+    def sum(self, name: str) -> int:
+        """A field summed over all nodes and images."""
+        return int(self.per_image(name).sum())
+
+    def mean(self, name: str) -> float:
+        """A field summed over all nodes, mean per image."""
+        return float(self.per_image(name).mean()) if self.images else 0.0
+
+    @property
+    def dense_macs(self) -> int:
+        """MACs of a dense network of the same shape for one image, one pass."""
+        return sum(node.dense_macs for node in self.nodes)
+
+    def group(self, key: Callable[[NodeEvents], str]) -> dict[str, EventCounts]:
+        """Split by a key of the node, for example `lambda node: node.block`; order is kept."""
+        groups: dict[str, list[NodeEvents]] = {}
+        for node in self.nodes:
+            groups.setdefault(key(node), []).append(node)
+        return {
+            name: EventCounts(tuple(nodes), self.images, self.steps)
+            for name, nodes in groups.items()
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Means and sums per node and in all, ready for `json.dumps`."""
+        return {
+            "images": self.images,
+            "steps": self.steps,
+            "dense_macs": self.dense_macs,
+            "per_image": {name: self.mean(name) for name in FIELDS},
+            "sum": {name: self.sum(name) for name in FIELDS},
+            "nodes": [node.as_json() for node in self.nodes],
+        }
+
+
+@dataclass
+class NodeCounter:
+    """Collects the events of one node over one batch of images; the engine writes, nobody else."""
+
+    images: int
+    counts: dict[str, PerImage] = field(default_factory=dict)
+    orders: dict[str, AttentionOrder] = field(default_factory=dict)
+
+    def add(self, name: str, per_image: PerImage | int) -> None:
+        """Add to a field; an int counts for every image."""
+        if name not in self.counts:
+            self.counts[name] = np.zeros(self.images, np.int64)
+        self.counts[name] += per_image
+
+    def add_order(self, name: str, order: AttentionOrder) -> None:
+        """Add one more stretch of time steps to an order of the attention product."""
+        before = self.orders.get(name)
+        self.orders[name] = order if before is None else _added(before, order)
+
+
+def _added(a: AttentionOrder, b: AttentionOrder) -> AttentionOrder:
+    return AttentionOrder(
+        a.coincidences + b.coincidences,
+        a.single_reads + b.single_reads,
+        a.graded_reads + b.graded_reads,
+        a.unrolled_reads + b.unrolled_reads,
+    )
+
+
+@dataclass(frozen=True)
+class NodeLabel:
+    """What the counts of a node are filed under."""
+
+    name: str
+    kind: str
+    source: str
+    block: str
+    dense_macs: int
+
+
+def collect(
+    labels: Iterable[NodeLabel], batches: list[dict[str, NodeCounter]], steps: int
+) -> EventCounts:
+    """Join the counters of all batches and choose the cheaper order of every attention."""
+    nodes = tuple(_node_events(label, [batch[label.name] for batch in batches]) for label in labels)
+    return EventCounts(nodes, sum(_images(batch) for batch in batches), steps)
+
+
+def _images(batch: dict[str, NodeCounter]) -> int:
+    return next(iter(batch.values())).images
+
+
+def _node_events(label: NodeLabel, counters: list[NodeCounter]) -> NodeEvents:
+    counts = {
+        name: np.concatenate(
+            [c.counts.get(name, np.zeros(c.images, np.int64)) for c in counters]
+            or [np.zeros(0, np.int64)]
+        )
+        for name in FIELDS
+    }
+    orders = {
+        name: AttentionOrder(
+            *(
+                np.concatenate([getattr(c.orders[name], part) for c in counters])
+                for part in AttentionOrder.__dataclass_fields__
+            )
+        )
+        for name in (counters[0].orders if counters else ())
+    }
+    chosen = ""
+    if orders:
+        chosen = min(orders, key=lambda name: int(orders[name].counts()["sops"].sum()))
+        counts.update(orders[chosen].counts())
+    return NodeEvents(
+        label.name, label.kind, label.source, label.block, label.dense_macs, counts, orders, chosen
+    )

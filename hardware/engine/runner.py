@@ -1,17 +1,38 @@
-"""Drive the executors of a graph over batches of images and over time."""
+"""Drive the executors of a graph over batches of images and over time.
+
+Without feedback a graph runs layer by layer, each layer over all time steps at once. With feedback
+(gates that look back from a later place) it runs step by step. The executors are the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from export.graph import Graph
-from hardware.engine.result import EngineResult
+from atsnn.fixed_point import pixels_to_integers
+from export.graph import LIF, Gate, Graph, Input, Node, OrPool, Output, Readout
+from hardware.engine.executors import (
+    EXECUTORS,
+    Executor,
+    LIFExecutor,
+    OutputExecutor,
+    ReadoutExecutor,
+)
+from hardware.engine.plan import Plan, Port, dense_macs, input_of, make_plan
+from hardware.engine.result import EngineResult, LayerRange
+from hardware.errors import EngineError
+from hardware.events import NodeCounter, NodeLabel, collect
 
 Record = Literal["none", "spikes", "all"] | Collection[str]
+Array = npt.NDArray
+LOGITS = "logits"
+
+_BATCH_BYTES = 64 * 2**20
+_LARGEST_BATCH = 256
 
 
 def run(
@@ -30,8 +51,9 @@ def run(
         images: raw 8-bit pixels, uint8 [B, *input shape]; the engine keeps the upper `Input.bits`.
             A graph whose input has 1 bit also takes events, [T, B, *input shape] of 0 and 1.
         record: what `EngineResult.trace` holds: "spikes" (LIF, OrPool and Gate nodes, and logits),
-            "all" (every node), "none" (logits only), or the names of nodes.
-        count_events: False leaves `EngineResult.events` None and saves about a third of the time.
+            "all" (every node; other outputs of a Merge as "name:gate", "name:alive", "name:size"),
+            "none" (logits only), or the names of nodes.
+        count_events: False leaves `EngineResult.events` None and saves time.
         batch: images at a time; by default as many as keep a batch near 64 MB.
         progress: called with (images done, images in all) after each batch.
 
@@ -39,4 +61,226 @@ def run(
         EngineError: the graph is not quantised or holds what the engine cannot run, or the images
             are of another size or type; the message names both sizes.
     """
-    raise NotImplementedError
+    moving = images.ndim == len(input_of(graph).shape) + 2
+    plan = make_plan(graph, moving)
+    _check_images(plan, images, moving)
+    engine = _Engine(plan, record, count_events)
+    total = images.shape[1] if moving else len(images)
+    size = batch or _batch_size(plan)
+    for start in range(0, total, size):
+        part = slice(start, start + size)
+        pixels = images[:, part] if moving else images[None, part]
+        engine.run_batch(pixels if moving else pixels_to_integers(pixels, plan.input_node.bits))
+        if progress:
+            progress(min(start + size, total), total)
+    return engine.result()
+
+
+def _check_images(plan: Plan, images: Array, moving: bool) -> None:
+    node = plan.input_node
+    given = images.shape[2:] if moving else images.shape[1:]
+    if given != node.shape:
+        raise EngineError(
+            f"images of size {_size(given)} (array of shape {list(images.shape)}), but "
+            f"`{node.name}` of this network takes {_size(node.shape)}: give uint8 "
+            f"[images, {', '.join(map(str, node.shape))}]"
+        )
+    if images.dtype != np.uint8:
+        raise EngineError(
+            f"images of type {images.dtype}, but the network takes raw 8-bit pixels (uint8, 0 to 255)"
+        )
+    if not moving:
+        if len(images) == 0:
+            raise EngineError("no images: the array of images is empty")
+        return
+    if node.bits != 1:
+        raise EngineError(
+            f"`{node.name}` takes {node.bits}-bit pixels, which stand still: give "
+            f"[images, {', '.join(map(str, node.shape))}]; only a 1-bit input takes events over time"
+        )
+    if images.shape[0] != plan.graph.steps or images.shape[1] == 0 or images.max() > 1:
+        raise EngineError(
+            f"events of shape {list(images.shape)} with values up to {images.max(initial=0)}, but "
+            f"the network takes 0 and 1 over {plan.graph.steps} time steps: "
+            "[steps, images, ...] with at least one image"
+        )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _batch_size(plan: Plan) -> int:
+    largest = max(int(np.prod(shape, dtype=int)) for shape in plan.shapes.values())
+    return int(np.clip(_BATCH_BYTES // (12 * largest * plan.graph.steps), 1, _LARGEST_BATCH))
+
+
+class _Engine:
+    """One run: the executors, and what was recorded of each batch."""
+
+    def __init__(self, plan: Plan, record: Record, count_events: bool) -> None:
+        self.plan = plan
+        self.count_events = count_events
+        self.nodes = [node for node in plan.graph.nodes if not isinstance(node, Input)]
+        self.executors: dict[str, Executor] = {
+            node.name: EXECUTORS[node.kind](node, plan) for node in self.nodes
+        }
+        self.readouts = {node.name for node in plan.graph.of_kind(Readout)}
+        self.gates = [node.name for node in plan.graph.of_kind(Gate)]
+        self.recorded = _recorded_ports(plan, record)
+        self.kept = {**self.recorded, **{(name, "out"): name for name in self.gates}}
+        self.uses = Counter((edge.source, edge.source_port) for edge in plan.graph.edges)
+        self.traces: dict[str, list[Array]] = {name: [] for name in self.kept.values()}
+        self.logits: list[npt.NDArray[np.float64]] = []
+        self.counters: list[dict[str, NodeCounter]] = []
+
+    def run_batch(self, pixels: Array) -> None:
+        """Run one batch, pixels [1 or T, B, *input shape], and keep what was asked for."""
+        for executor in self.executors.values():
+            executor.start(pixels.shape[1])
+        counters = {name: NodeCounter(pixels.shape[1]) for name in self.executors}
+        parts: dict[str, list[Array]] = {name: [] for name in self.traces}
+        passes = self._step_by_step if self.plan.graph.feedback else self._layer_by_layer
+        for values in passes(pixels, counters if self.count_events else {}):
+            for port in self.kept.keys() & values.keys():
+                parts[self.kept[port]].append(values[port])
+        for name, pieces in parts.items():
+            self.traces[name].append(self._joined(name, pieces))
+        self.logits.append(self._finish(counters if self.count_events else {}))
+        self.counters.append(counters)
+
+    def _joined(self, name: str, pieces: list[Array]) -> Array:
+        whole = np.concatenate(pieces)
+        if len(whole) == 1:
+            whole = np.broadcast_to(whole, (self.plan.graph.steps, *whole.shape[1:]))
+        return whole.astype(np.uint8) if name in self.gates else whole
+
+    def _layer_by_layer(
+        self, pixels: Array, counters: dict[str, NodeCounter]
+    ) -> Iterator[dict[Port, Array]]:
+        """Yield each node's outputs, all time steps at once; drop what no later node reads."""
+        values: dict[Port, Array] = {(self.plan.input_node.name, "out"): self._first(pixels)}
+        left = self.uses.copy()
+        yield dict(values)
+        for node in self.nodes:
+            outputs = self._advance(node, values, {}, self.plan.graph.steps, counters)
+            yield outputs
+            values.update(outputs)
+            for edge in self.plan.graph.into(node.name):
+                port = (edge.source, edge.source_port)
+                left[port] -= 1
+                if not left[port] and port not in self.plan.attention_gates.values():
+                    values.pop(port, None)
+
+    def _step_by_step(
+        self, pixels: Array, counters: dict[str, NodeCounter]
+    ) -> Iterator[dict[Port, Array]]:
+        """Yield all outputs of each time step; what stands still is computed at the first."""
+        before: dict[Port, Array] = {}
+        for t in range(self.plan.graph.steps):
+            pixels_now = self._first(pixels[t % len(pixels)][None])
+            now: dict[Port, Array] = {(self.plan.input_node.name, "out"): pixels_now}
+            for node in self.nodes:
+                if node.name not in self.plan.static:
+                    now.update(self._advance(node, now, before, 1, counters))
+                elif t == 0:
+                    now.update(self._advance(node, now, before, self.plan.graph.steps, counters))
+                else:
+                    now[node.name, "out"] = before[node.name, "out"]
+            yield now
+            before = now
+
+    def _first(self, pixels: Array) -> Array:
+        return pixels.astype(np.bool_) if self.plan.input_node.bits == 1 else pixels
+
+    def _advance(
+        self,
+        node: Node,
+        now: dict[Port, Array],
+        before: dict[Port, Array],
+        steps: int,
+        counters: dict[str, NodeCounter],
+    ) -> dict[Port, Array]:
+        inputs: dict[str, list[Array]] = {}
+        for edge in self.plan.graph.into(node.name):
+            port = (edge.source, edge.source_port)
+            if edge.source in self.readouts:
+                continue  # its value is known only after the last step, see `_finish`
+            if not edge.lag:
+                value = now[port]
+            elif port in before:
+                value = before[port]
+            else:
+                value = np.zeros((1, 1, *self.plan.shapes[port]), np.int64)
+            inputs.setdefault(edge.target_port, []).append(value)
+        if node.name in self.plan.attention_gates:
+            inputs["gate"] = [now[self.plan.attention_gates[node.name]]]
+        outputs = self.executors[node.name].advance(inputs, steps, counters.get(node.name))
+        return {(node.name, port): value for port, value in outputs.items()}
+
+    def _finish(self, counters: dict[str, NodeCounter]) -> npt.NDArray[np.float64]:
+        output = next(iter(self.plan.graph.of_kind(Output)))
+        last = self.executors[self.plan.edges(output.name, "in")[0].source]
+        if isinstance(last, ReadoutExecutor):
+            return last.finish(counters.get(last.node_name))
+        counted = self.executors[output.name]
+        assert isinstance(counted, OutputExecutor)
+        return counted.total.astype(np.float64)
+
+    def result(self) -> EngineResult:
+        """Join the batches."""
+        graph = self.plan.graph
+        joined = {name: np.concatenate(parts, axis=1) for name, parts in self.traces.items()}
+        logits = np.concatenate(self.logits)
+        trace = {name: joined[name] for name in self.recorded.values()}
+        labels = [
+            NodeLabel(
+                node.name,
+                node.kind,
+                node.source,
+                graph.blocks.get(node.name, ""),
+                dense_macs(self.plan, node),
+            )
+            for node in self.nodes
+        ]
+        return EngineResult(
+            logits=logits,
+            trace={**trace, LOGITS: logits},
+            gates={name: joined[name] for name in self.gates},
+            events=collect(labels, self.counters, graph.steps) if self.count_events else None,
+            ranges=tuple(self._range(node) for node in graph.of_kind(LIF)),
+            steps=graph.steps,
+        )
+
+    def _range(self, node: Node) -> LayerRange:
+        executor = self.executors[node.name]
+        assert isinstance(executor, LIFExecutor)
+        neurons = executor.neurons
+        return LayerRange(
+            node.name, node.source, neurons.current_wraps, neurons.voltage_saturations
+        )
+
+
+def _recorded_ports(plan: Plan, record: Record) -> dict[Port, str]:
+    """Which output ports to keep, and under which name."""
+    nodes = [n for n in plan.graph.nodes if not isinstance(n, Readout | Output)]
+    ports = {
+        (node.name, port): node.name if port == "out" else f"{node.name}:{port}"
+        for node in nodes
+        for port in node.outputs
+    }
+    if record == "all":
+        return ports
+    if record == "none":
+        return {}
+    if record == "spikes":
+        wanted: set[str] = {node.name for node in nodes if isinstance(node, LIF | OrPool | Gate)}
+    else:
+        wanted = {record} if isinstance(record, str) else set(record)
+    unknown = wanted - set(ports.values())
+    if unknown:
+        raise EngineError(
+            f"record: the graph has no node {sorted(unknown)[0]} with values over time; "
+            "use node names, or 'spikes', 'all' or 'none'"
+        )
+    return {port: name for port, name in ports.items() if name in wanted}
