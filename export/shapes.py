@@ -82,10 +82,8 @@ def shapes(graph: Graph) -> PortShapes:
                 arriving.setdefault(edge.target_port, []).append(shape)
         if isinstance(node, Gate) and "score" not in arriving:
             arriving["score"] = [_late_score(graph, node, known)]
-        known.update(
-            ((node.name, port), shape)
-            for port, shape in _RULES[node.kind](node, _Inputs(node, arriving))
-        )
+        for port, shape in output_shapes(node, arriving).items():
+            known[node.name, port] = shape
     for node, edge in late:
         found, wanted = known[edge.source, edge.source_port], known[node.name, "out"]
         if found != wanted:
@@ -95,6 +93,15 @@ def shapes(graph: Graph) -> PortShapes:
                 f"it needs {list(wanted)}",
             )
     return known
+
+
+def output_shapes(node: Node, arriving: dict[str, list[Shape]]) -> dict[str, Shape]:
+    """Shape of each output port of one node, from the shapes that arrive at each input port.
+
+    Raises:
+        GraphError: the node cannot take them.
+    """
+    return dict(_RULES[node.kind](node, _Inputs(node, arriving)))
 
 
 def _late_score(graph: Graph, node: Node, known: PortShapes) -> Shape:

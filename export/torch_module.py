@@ -1,7 +1,7 @@
 """A graph as a torch module: the masked form, independent of the numpy engine.
 
 Float graphs run in float32 with norse's order of operations; quantised graphs hold exact integers
-in float32 (in float64 where a layer's own bound exceeds 2^24), membranes in int64. Halted tokens are
+in float32 (in float64 where a layer's bound exceeds 2^24), membranes in int64. Halted tokens are
 masked, never left out, so that the comparison with the engine, which leaves them out, is a proof.
 """
 

@@ -1,0 +1,1 @@
+"""Converters of atsnn's own modules."""
