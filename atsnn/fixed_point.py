@@ -209,7 +209,10 @@ def _largest_weight_scale(
     largest_bias = float(np.abs(bias + neuron.leak).max(initial=0.0))
     candidates = [THRESHOLD_LIMIT / (input_scale * neuron.gain * neuron.threshold)]
     if reach > 0:
-        candidates += [WEIGHT_MAX / float(np.abs(flat).max()), ACTIVATION_LIMIT / (reach * input_max)]
+        candidates += [
+            WEIGHT_MAX / float(np.abs(flat).max()),
+            ACTIVATION_LIMIT / (reach * input_max),
+        ]
     if largest_bias > 0:
         fits = (BIAS_MANTISSA_LIMIT << BIAS_EXPONENT_LIMIT) / 2**ACTIVATION_SHIFT
         candidates.append(fits / (largest_bias * input_scale))

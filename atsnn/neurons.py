@@ -16,9 +16,10 @@ from norse.torch.functional.lif_box import (
 from torch import Tensor, nn
 
 from atsnn.fixed_point import NeuronModel
+from atsnn.fused import FusedNeuron, fits, float_forward, run_fused
 
-SURROGATE = "super"
-SURROGATE_SLOPE = 4.0
+SURROGATE = "triangle"
+SURROGATE_SLOPE = 1.0
 
 
 def gate_like(gate: Tensor, values: Tensor) -> Tensor:
@@ -66,7 +67,23 @@ class SpikingNeuron(nn.Module):
 
         Returns spikes [T, B, ...] and the membrane potential [B, ...] after the last step.
         """
+        if fits(current, voltage):
+            return run_fused(self.fused, current, None, gate, voltage)
         return run_steps(self.step, current, gate, voltage)
+
+    @property
+    def fused(self) -> FusedNeuron:
+        """Constants of the fused form of `step`."""
+        rate = 1.0 / self.tau
+        return FusedNeuron(
+            kernel=float_forward,
+            keep=1.0 - rate,
+            gain=rate,
+            threshold=self.threshold,
+            unit=1.0,
+            slope=SURROGATE_SLOPE,
+            limit=float("inf"),
+        )
 
     def forward_rows(
         self, current: Tensor, gate: Tensor, voltage: Tensor | None = None

@@ -20,6 +20,7 @@ from torch.nn import functional
 from atsnn import fixed_point
 from atsnn.errors import QuantizationError
 from atsnn.fixed_point import NeuronConstants, NeuronModel, QuantizedSynapse
+from atsnn.fused import FusedNeuron, fits, fixed_forward, run_fused
 from atsnn.halting import Gate, HaltingScore
 from atsnn.merging import TokenMerging, fixed_weights, floor_straight_through
 from atsnn.neurons import SURROGATE, SURROGATE_SLOPE, SpikingNeuron, run_rows, run_steps
@@ -43,13 +44,13 @@ class FixedPointStep:
 
     Args:
         constants: of the layer.
-        bias: of the membrane, broadcastable to the state, with gradient.
+        bias: of the membrane, broadcastable to the state, with gradient; None for none.
         scale: activation units per real unit of current.
         model: the real-valued neuron.
     """
 
     def __init__(
-        self, constants: NeuronConstants, bias: Tensor, scale: float, model: NeuronModel
+        self, constants: NeuronConstants, bias: Tensor | None, scale: float, model: NeuronModel
     ) -> None:
         if constants.du + 1 != fixed_point.DECAY_UNITY:
             raise QuantizationError("quantised training needs neurons without current memory")
@@ -63,9 +64,27 @@ class FixedPointStep:
         """Spikes and new voltage for integer activations."""
         current = wrap24(activation * 2**fixed_point.ACTIVATION_SHIFT)
         limit = float(fixed_point.STATE_LIMIT)
-        new = (self._decay(voltage) + current + self.bias).clamp(-limit, limit)
+        driven = current if self.bias is None else current + self.bias
+        new = (self._decay(voltage) + driven).clamp(-limit, limit)
         spikes = spike((new - self.threshold) / self.unit, SURROGATE, SURROGATE_SLOPE)
         return spikes, new * (1.0 - spikes)
+
+    def run(
+        self, activation: Tensor, gate: Tensor | None, voltage: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """All steps of `activation` [T, B, ...]; fused where every integer is exact in float32."""
+        if not (self.exact_in_float32 and fits(activation, voltage)):
+            return run_steps(self, activation, gate, voltage)
+        neuron = FusedNeuron(
+            kernel=fixed_forward,
+            keep=self.keep,
+            gain=float(2**fixed_point.ACTIVATION_SHIFT),
+            threshold=self.threshold,
+            unit=self.unit,
+            slope=SURROGATE_SLOPE,
+            limit=float(fixed_point.STATE_LIMIT),
+        )
+        return run_fused(neuron, activation, self.bias, gate, voltage)
 
     def _decay(self, voltage: Tensor) -> Tensor:
         exact = voltage if self.exact_in_float32 else voltage.double()
@@ -88,18 +107,18 @@ class FixedPointNeuron(nn.Module):
         self.scale = scale
         self.constants = fixed_point.neuron_constants(model, scale, np.zeros(1))
 
-    def _step(self, like: Tensor) -> FixedPointStep:
-        return FixedPointStep(self.constants, like.new_zeros(()), self.scale, self.model)
+    def _step(self) -> FixedPointStep:
+        return FixedPointStep(self.constants, None, self.scale, self.model)
 
     def forward(
         self, current: Tensor, gate: Tensor | None = None, voltage: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        return run_steps(self._step(current), current, gate, voltage)
+        return self._step().run(current, gate, voltage)
 
     def forward_rows(
         self, current: Tensor, gate: Tensor, voltage: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        return run_rows(self._step(current), current, gate, voltage)
+        return run_rows(self._step(), current, gate, voltage)
 
 
 class FixedPointSynapse(nn.Module):
@@ -170,7 +189,7 @@ class FixedPointConvLayer(nn.Module):
         )
         activation = activation.view(*x.shape[:2], *activation.shape[1:])
         activation = activation.expand(max(repeat, x.shape[0]), *activation.shape[1:])
-        return run_steps(self.synapse.step(quantized, 2), activation, None, None)[0]
+        return self.synapse.step(quantized, 2).run(activation, None, None)[0]
 
 
 class FixedPointTokenLayer(nn.Module):
@@ -185,7 +204,7 @@ class FixedPointTokenLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         quantized = self.synapse.quantized()
         activation = functional.linear(x, self.synapse.integer_weight(quantized))
-        return run_steps(self.synapse.step(quantized, 0), activation, gate, voltage)
+        return self.synapse.step(quantized, 0).run(activation, gate, voltage)
 
     def forward_rows(
         self, rows: Tensor, gate: Tensor, voltage: Tensor | None = None

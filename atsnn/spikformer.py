@@ -378,9 +378,7 @@ class Spikformer(nn.Module):
         ]
         return self._output(self.readout(x, size), *columns, image)
 
-    def _visible_score(
-        self, index: int, now: list[Tensor], history: list[list[Tensor]]
-    ) -> Tensor:
+    def _visible_score(self, index: int, now: list[Tensor], history: list[list[Tensor]]) -> Tensor:
         """Accumulated score [1, B, N] that gate `index` sees at this step."""
         order = self.config.halting.order
         zero = torch.zeros_like(now[0])
