@@ -1,0 +1,47 @@
+"""The training loss: task, ponder, gates and prior."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from atsnn.config import TrainConfig
+from atsnn.spikformer import ModelOutput
+
+PRIOR_WIDTH = 0.15
+"""Standard deviation of the prior over cells, on the way from the first cell (0) to the last (1)."""
+
+
+def total_loss(output: ModelOutput, targets: Tensor, config: TrainConfig, adaptive: bool) -> Tensor:
+    """Cross-entropy with soft `targets` [B, classes], plus the halting losses if `adaptive`."""
+    loss = functional.cross_entropy(output.logits, targets.to(output.logits.dtype))
+    if not adaptive:
+        return loss
+    loss = loss + config.ponder_weight * output.ponder.mean()
+    if config.gate_weight:
+        excess = (output.gates.mean() - config.gate_target).clamp(min=0)
+        loss = loss + config.gate_weight * excess
+    if config.prior_weight:
+        loss = loss + config.prior_weight * prior_divergence(output.scores, config.prior_center)
+    return loss
+
+
+def prior_divergence(scores: Tensor, center: float) -> Tensor:
+    """KL(prior || mean halting scores), both normalised over the cells (l, t).
+
+    Args:
+        scores: [L, T, B, N].
+        center: place of the prior's peak on the way from the first cell (0) to the last (1).
+    """
+    mean = scores.mean((2, 3))
+    share = (mean / mean.sum().clamp(min=1e-6)).clamp(min=1e-6)
+    prior = cell_prior(mean.shape[0], mean.shape[1], center).to(share)
+    return (prior * (prior / share).log()).sum()
+
+
+def cell_prior(blocks: int, steps: int, center: float) -> Tensor:
+    """Gaussian over the cells [L, T], sums to 1; a cell's place is the mean of its two fractions."""
+    places = torch.linspace(0, 1, blocks)[:, None] / 2 + torch.linspace(0, 1, steps) / 2
+    density = torch.exp(-0.5 * ((places - center) / PRIOR_WIDTH) ** 2).clamp(min=1e-6)
+    return density / density.sum()

@@ -1,0 +1,451 @@
+"""The training loop: exact resume, atomic checkpoints, a log per epoch.
+
+Everything random is a function of (seed, epoch, step), so that a run which was killed and resumed
+ends in the same bits as one that was not.
+
+A run's folder holds `config.yaml` (resolved), `log.csv`, `model.safetensors` (weights after the last
+epoch that ended) and `state.safetensors` (all that is needed to go on). With stages, each has a
+folder of that kind and the last stage's model is copied to the top.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from atsnn.augment import Augmentation, epoch_order, to_input
+from atsnn.checkpoint import (
+    MODEL_FILE,
+    Checkpoint,
+    load_tensors,
+    read_checkpoint,
+    read_tensors,
+    save_checkpoint,
+    write_tensors,
+)
+from atsnn.config import ModelConfig, RunConfig, TrainConfig, differences, load_config, to_yaml
+from atsnn.data import Dataset, fingerprint
+from atsnn.errors import CheckpointError, ConfigError, DatasetError, TrainingError
+from atsnn.evaluation import Evaluation, evaluate
+from atsnn.files import write_atomically
+from atsnn.losses import total_loss
+from atsnn.progress import Meter, duration
+from atsnn.quantization import quantize_model
+from atsnn.spikformer import Spikformer
+
+CONFIG_FILE, LOG_FILE, STATE_FILE = "config.yaml", "log.csv", "state.safetensors"
+_STATE = "atsnn-training"
+_MUST_AGREE = ("in_channels", "classes", "blocks", "dim", "heads", "mlp_ratio")
+
+
+@dataclass
+class EpochTotals:
+    """Sums over the steps of one epoch so far."""
+
+    images: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    tokens: float = 0.0
+
+
+@dataclass
+class TrainingState:
+    """Where a run is: the next step to take, and what has been logged."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    totals: EpochTotals = field(default_factory=EpochTotals)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def train(
+    config: RunConfig,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Train as configured, all stages; returns the model file.
+
+    Args:
+        folder: of the run. resume: go on with what is there.
+
+    Raises:
+        TrainingError: the folder holds a run already (without `resume`), or a loss is not finite.
+        ConfigError: the run there has another configuration.
+        CheckpointError: a checkpoint cannot be read or written.
+    """
+    console = Console(stderr=True) if console is None else console
+    _claim(folder, config, resume)
+    stages = config.stage_configs()
+    initial = Path(config.train.initial) if config.train.initial else None
+    with _reproducible(config.train):
+        for name, stage in stages.items():
+            place = folder / name if config.stages else folder
+            if config.stages:
+                console.print(f"stage {name}", highlight=False)
+                _claim(place, stage, True)
+            run = Run(stage, dataset, place, initial, console)
+            initial = run.train()
+    if config.stages and initial is not None:
+        write_atomically(folder / MODEL_FILE, initial.read_bytes())
+    return folder / MODEL_FILE
+
+
+def _claim(folder: Path, config: RunConfig, resume: bool) -> None:
+    """Write the resolved configuration, or compare it with the one that is there."""
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        _write(path, to_yaml(config).encode())
+        return
+    if not resume:
+        raise TrainingError(
+            f"{folder} holds a run already: go on with --resume, or choose another folder"
+        )
+    found = differences(load_config(path), config)
+    if found:
+        raise ConfigError(f"{path} is of another configuration: {'; '.join(found)}")
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+@contextmanager
+def _reproducible(config: TrainConfig) -> Iterator[None]:
+    """Deterministic algorithms, the configured threads and seeds; settings are restored after."""
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.manual_seed(config.seed)
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.use_deterministic_algorithms(strict)
+        torch.set_num_threads(threads)
+
+
+def initial_model(config: RunConfig, initial: Path | None) -> Spikformer:
+    """The model that training starts from: fresh, or with the weights of a checkpoint.
+
+    Raises:
+        ConfigError: quantised training without a checkpoint to start from.
+        CheckpointError: a checkpoint of another shape.
+    """
+    torch.manual_seed(config.train.seed)
+    if initial is None:
+        if config.train.quantized:
+            raise ConfigError(
+                "train.quantized needs trained weights to start from: set train.initial to a "
+                "checkpoint (quantised training from scratch starts from meaningless statistics)"
+            )
+        return Spikformer(config.model)
+    return _started_from(read_checkpoint(initial), config)
+
+
+def _started_from(checkpoint: Checkpoint, config: RunConfig) -> Spikformer:
+    _require_same_shape(checkpoint, config.model)
+    if checkpoint.quantized and not config.train.quantized:
+        raise CheckpointError(
+            f"{checkpoint.path} is quantised; set train.quantized: true, or start from a float one"
+        )
+    model = Spikformer(config.model)
+    if checkpoint.quantized:
+        model = quantize_model(model)
+    own = model.state_dict()
+    tensors = {k: v for k, v in checkpoint.tensors.items() if k in own or not _is_score(k)}
+    for name, value in own.items():
+        if _is_score(name) and (name not in tensors or not _keeps_scores(checkpoint, config.model)):
+            tensors[name] = value
+    load_tensors(model, tensors, str(checkpoint.path))
+    return quantize_model(model) if config.train.quantized else model
+
+
+def _is_score(name: str) -> bool:
+    return name.startswith("scores.")
+
+
+def _keeps_scores(checkpoint: Checkpoint, model: ModelConfig) -> bool:
+    """A checkpoint's gamma and beta are kept unless the configuration asks for other ones."""
+    theirs, ours = checkpoint.config.halting, model.halting
+    return theirs.enabled and (theirs.gamma, theirs.beta) == (ours.gamma, ours.beta)
+
+
+def _require_same_shape(checkpoint: Checkpoint, model: ModelConfig) -> None:
+    found = [
+        f"{name}: {getattr(checkpoint.config, name)}, not {getattr(model, name)}"
+        for name in _MUST_AGREE
+        if getattr(checkpoint.config, name) != getattr(model, name)
+    ]
+    if found:
+        raise CheckpointError(f"{checkpoint.path} is of another configuration: {'; '.join(found)}")
+
+
+class Run:
+    """One stage of training in one folder; goes on where its state file ends.
+
+    Args:
+        config: resolved, of this stage. initial: checkpoint to start from.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        folder: Path,
+        initial: Path | None,
+        console: Console,
+    ) -> None:
+        self.config, self.folder, self.console = config, folder, console
+        self.train_images, self.test_images = dataset.train, dataset.test
+        self.device = _device(config.train)
+        self.steps = len(self.train_images) // config.train.batch
+        if not self.steps:
+            raise DatasetError(
+                f"{dataset.location}: {len(self.train_images)} training images are less than one "
+                f"batch of {config.train.batch} (train.batch)"
+            )
+        self.state = TrainingState()
+        saved = self._saved()
+        model = initial_model(config, None if saved else initial) if not saved else None
+        self.model = (model or _empty_model(config)).to(self.device).train()
+        self.optimizer = _optimizer(self.model, config.train)
+        self.augmentation = Augmentation(
+            config.augment, config.model.classes, config.train.label_smoothing, config.train.seed
+        )
+        if saved:
+            self._restore(*saved)
+
+    def train(self) -> Path:
+        """Run the epochs that are left; returns the model file."""
+        config = self.config.train
+        quick = self.test_images
+        if config.eval_images is not None and config.eval_images < len(quick):
+            quick = quick.first(config.eval_images)
+        total = config.epochs * self.steps
+        done = self.state.epoch * self.steps + self.state.step
+        with Meter("train", total, self.console, done) as meter:
+            while self.state.epoch < config.epochs:
+                self._epoch(meter)
+                last = self.state.epoch == config.epochs - 1
+                self._end_epoch(evaluate(
+                    self.model, self.test_images if last else quick, config.eval_batch
+                ))  # fmt: skip
+        return self.folder / MODEL_FILE
+
+    def _epoch(self, meter: Meter) -> None:
+        state, every = self.state, self.config.train.checkpoint_steps
+        order = epoch_order(len(self.train_images), self.config.train.seed, state.epoch)
+        batches = order.split(self.config.train.batch)
+        start = time.monotonic()
+        while state.step < self.steps:
+            loss = self._step(batches[state.step])
+            state.step += 1
+            meter.advance(note=f"epoch {state.epoch + 1}, loss {loss:.3f}")
+            if every and state.step % every == 0 and state.step < self.steps:
+                start = self._count_seconds(start)
+                self._save_state()
+        self._count_seconds(start)
+
+    def _count_seconds(self, start: float) -> float:
+        now = time.monotonic()
+        self.state.seconds += now - start
+        return now
+
+    def _step(self, indices: Tensor) -> float:
+        config, state = self.config, self.state
+        batch = self.augmentation(
+            self.train_images.batch(indices),
+            self.train_images.labels[indices],
+            state.epoch,
+            state.step,
+        )
+        images = to_input(batch.images.to(self.device), config.model.quantization.pixel_bits)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config.train, self.steps, state.epoch, state.step)
+        output = self.model(images)
+        loss = total_loss(output, batch.targets.to(self.device), config.train, self.model.adaptive)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.train.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.train.clip_norm)
+        self.optimizer.step()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"loss is {value} in epoch {state.epoch + 1}, step {state.step + 1}: lower train.lr "
+                f"({config.train.lr}) or set train.clip_norm (1.0 is a start)"
+            )
+        totals = state.totals
+        totals.images += len(indices)
+        totals.loss += value * len(indices)
+        totals.correct += int((output.logits.detach().argmax(1).cpu() == batch.labels).sum())
+        totals.tokens += float(output.average_tokens) * len(indices)
+        return value
+
+    def _end_epoch(self, evaluation: Evaluation) -> None:
+        state, totals = self.state, self.state.totals
+        row = {
+            "epoch": state.epoch + 1,
+            "seconds": round(state.seconds, 1),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train_loss": totals.loss / totals.images,
+            "train_accuracy": totals.correct / totals.images,
+            "train_tokens": totals.tokens / totals.images,
+            "test_images": evaluation.images,
+            "test_accuracy": evaluation.accuracy,
+            "test_tokens": evaluation.average_tokens,
+            **{f"rate/{name}": rate for name, rate in evaluation.rates.items()},
+        }
+        state.history.append(row)
+        state.epoch, state.step = state.epoch + 1, 0
+        state.totals, state.seconds = EpochTotals(), 0.0
+        self._write_log()
+        self._save_model(row)
+        self._save_state()
+        self._report(row)
+
+    def _report(self, row: dict[str, float]) -> None:
+        speed = self.steps * self.config.train.batch / max(row["seconds"], 1e-9)
+        self.console.print(
+            f"epoch {row['epoch']:.0f}/{self.config.train.epochs}  loss {row['train_loss']:.3f}  "
+            f"accuracy {row['train_accuracy']:.2%} train, {row['test_accuracy']:.2%} test "
+            f"({row['test_images']:.0f})  tokens {row['test_tokens']:.1%}  "
+            f"{duration(row['seconds'])} ({speed:.0f} images/s)",
+            highlight=False,
+        )
+
+    def _write_log(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.state.history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.state.history)
+        _write(self.folder / LOG_FILE, text.getvalue().encode())
+
+    def _save_model(self, row: dict[str, float]) -> None:
+        notes = {
+            "epochs": self.state.epoch,
+            "train": self.config.train.model_dump(mode="json"),
+            "test_accuracy": row["test_accuracy"],
+            "test_images": row["test_images"],
+            "test_tokens": row["test_tokens"],
+        }
+        save_checkpoint(self.folder / MODEL_FILE, self.model, self.config.model, notes)
+
+    def _save_state(self) -> None:
+        header = {
+            "state": asdict(self.state),
+            "data": fingerprint(self.train_images),
+            "random": _random_states(),
+        }
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        tensors["torch_random"] = torch.get_rng_state()
+        write_tensors(self.folder / STATE_FILE, _STATE, header, tensors)
+
+    def _saved(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        path = self.folder / STATE_FILE
+        return read_tensors(path, _STATE) if path.exists() else None
+
+    def _restore(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        origin = str(self.folder / STATE_FILE)
+        ours = fingerprint(self.train_images)
+        if header["data"] != ours:
+            raise DatasetError(
+                f"{origin}: was trained on other images ({header['data']}; here: {ours})"
+            )
+        load_tensors(self.model, _below(tensors, "model."), origin)
+        for name, parameter in self.model.named_parameters():
+            moments = {
+                key.split(".", 1)[0]: value
+                for key, value in _below(tensors, "optimizer.").items()
+                if key.split(".", 1)[1] == name
+            }
+            if moments:
+                self.optimizer.state[parameter] = {
+                    k: v if k == "step" else v.to(self.device) for k, v in moments.items()
+                }
+        state = dict(header["state"])
+        totals = EpochTotals(**state.pop("totals"))
+        self.state = TrainingState(totals=totals, **state)
+        _restore_random(header["random"], tensors["torch_random"])
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _empty_model(config: RunConfig) -> Spikformer:
+    """A model of the right structure, whose weights are about to be replaced."""
+    model = Spikformer(config.model)
+    return quantize_model(model) if config.train.quantized else model
+
+
+def _device(config: TrainConfig) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device is cuda, but torch finds no CUDA GPU here; use auto or cpu")
+    return torch.device(config.device)
+
+
+def _optimizer(model: Spikformer, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; weights decay, while biases, norms and halting scores do not."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def learning_rate(config: TrainConfig, steps: int, epoch: int, step: int) -> float:
+    """Linear warm-up, then a cosine from `lr` to `min_lr`; `steps` are those of one epoch."""
+    done = epoch * steps + step
+    warmup = config.warmup_epochs * steps
+    if done < warmup:
+        return config.lr * (done + 1) / (warmup + 1)
+    share = (done - warmup) / max(1.0, config.epochs * steps - warmup)
+    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _random_states() -> dict[str, Any]:
+    """Global generators of Python and numpy in JSON types."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 (third-party code draws from it)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
+    }
+
+
+def _restore_random(states: dict[str, Any], torch_state: Tensor) -> None:
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), position, has_gauss, cached))  # noqa: NPY002 (as above)
+    torch.set_rng_state(torch_state)
