@@ -1,33 +1,78 @@
-"""Compare the spikes of one executor with another's: every layer, step and image."""
+"""Compare the spikes of one executor with another's: every layer, step and image.
+
+A *stage* is an executor of the graph. `verify` compares quantised torch with the engine, and the
+engine with every other stage, on the same images: all LIF, OrPool and Gate nodes at every step, and
+the logits. Equality means equality of every value; one difference fails and is named.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from export.graph import Graph
+from export.graph import LIF, Gate, Graph, OrPool
+from hardware.engine import run
+from hardware.errors import VerificationError
 
+Images = npt.NDArray[np.uint8]
 Trace = Mapping[str, npt.NDArray]
+
+TORCH, ENGINE = "quantised torch", "engine"
+LAVA_GRAINS = {"lava-layers": "layers", "lava-blocks": "blocks"}
+LOGITS = "logits"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The first neuron (in topological order of nodes, then image, then step) that differs."""
+    """The first value that differs: the earliest node in the graph, then image, step and neuron.
+
+    Attributes:
+        node: name of the node, or "logits".
+        image: index into the images.
+        t: time step; None for logits.
+        neuron: index in the node's own shape.
+        values: what the first and the second stage have there.
+    """
 
     node: str
     image: int
-    t: int
+    t: int | None
     neuron: tuple[int, ...]
     values: tuple[float, float]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "node": self.node,
+            "image": self.image,
+            "t": self.t,
+            "neuron": list(self.neuron),
+            "values": list(self.values),
+        }
+
+    def __str__(self) -> str:
+        step = "" if self.t is None else f", t = {self.t}"
+        a, b = self.values
+        return f"{self.node}, image {self.image}{step}, neuron {list(self.neuron)}: {a:g} and {b:g}"
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """Outcome of one arrow of the chain; `as_json()` has the fixed keys from, to, images, ..."""
+    """Outcome of one arrow of the chain.
+
+    Attributes:
+        from_stage, to_stage: names of the two stages.
+        images: how many images were compared.
+        spikes_compared: places where a spike (or gate) can be: neurons x steps x images.
+        spikes_differing: how many of them differ.
+        first_difference: the first of them, or of the logits; None if all are equal.
+        nodes_compared: how many LIF, OrPool and Gate nodes were compared.
+        nodes_missing: those that the second stage does not show (only a partial stage may).
+        logits_differing: images whose logits differ.
+    """
 
     from_stage: str
     to_stage: str
@@ -36,25 +81,42 @@ class StageResult:
     spikes_differing: int
     first_difference: Difference | None
     nodes_compared: int
-    logits_differing: int
-    nodes_missing: tuple[str, ...]
+    nodes_missing: tuple[str, ...] = ()
+    logits_differing: int = 0
 
     @property
     def equal(self) -> bool:
+        """True if no spike, no gate and no logit differs."""
         return self.spikes_differing == 0 and self.logits_differing == 0
 
     def as_json(self) -> dict[str, Any]:
-        raise NotImplementedError
+        first = self.first_difference
+        return {
+            "from": self.from_stage,
+            "to": self.to_stage,
+            "images": self.images,
+            "spikes_compared": self.spikes_compared,
+            "spikes_differing": self.spikes_differing,
+            "first_difference": first.as_json() if first else None,
+            "nodes_compared": self.nodes_compared,
+            "nodes_missing": list(self.nodes_missing),
+            "logits_differing": self.logits_differing,
+        }
 
 
 @dataclass(frozen=True)
 class Stage:
-    """An executor of the graph: a name and a function images uint8 [B, ...] -> trace."""
+    """An executor of the graph.
+
+    Attributes:
+        name: how reports call it.
+        trace: images uint8 [B, *input shape] -> node name -> [T, B, ...], and "logits" [B, classes].
+        partial: True if it may lack inner layers (Lava at grain "blocks").
+    """
 
     name: str
-    trace: Callable[[npt.NDArray[np.uint8]], Trace]
+    trace: Callable[[Images], Trace]
     partial: bool = False
-    """True for a stage that may lack inner layers (Lava at grain "blocks")."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +135,10 @@ class VerificationResult:
 
 def verify(
     graph: Graph,
-    images: npt.NDArray[np.uint8],
-    against: Sequence[str | Stage] = ("engine", "lava-layers", "lava-blocks"),
+    images: Images,
+    against: Sequence[str | Stage] = (ENGINE, *LAVA_GRAINS),
     *,
-    reference: Stage | Callable[[npt.NDArray[np.uint8]], Trace] | None = None,
+    reference: Stage | Callable[[Images], Trace] | None = None,
     batch: int = 64,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> VerificationResult:
@@ -84,10 +146,209 @@ def verify(
 
     Args:
         graph: the quantised graph.
-        images: uint8 [B, *input shape], raw 8-bit pixels.
+        images: raw 8-bit pixels, uint8 [B, *input shape].
         against: "engine", "lava-layers", "lava-blocks", or a `Stage` of your own.
-        reference: default `export.torch_module.torch_trace(graph, images)`.
-        batch: images at a time (bounds the memory that traces take).
+        reference: what the engine is compared with; by default the graph in torch
+            (`export.torch_module.torch_trace`). Not needed if "engine" is not in `against`.
+        batch: images at a time; bounds the memory that the traces take.
         progress: called with (stage name, images done, images in all).
+
+    Raises:
+        VerificationError: unknown stage, no images, a stage that cannot be had or that shows other
+            nodes or shapes. A difference is a result, not an error.
     """
-    raise NotImplementedError
+    if not len(images):
+        raise VerificationError("no images to verify on: the array of images is empty")
+    if batch < 1:
+        raise VerificationError(f"batch is {batch}; verify needs at least 1 image at a time")
+    engine = engine_stage(graph)
+    results = []
+    for wanted in against:
+        if wanted == ENGINE:
+            pair = _reference(graph, reference), engine
+        else:
+            pair = engine, wanted if isinstance(wanted, Stage) else _stage(graph, wanted)
+        results.append(_compare_stages(graph, images, *pair, batch, progress))
+    return VerificationResult(tuple(results))
+
+
+def engine_stage(graph: Graph) -> Stage:
+    """The numpy engine."""
+    return Stage(ENGINE, lambda images: run(graph, images, count_events=False).trace)
+
+
+def torch_stage(graph: Graph) -> Stage:
+    """The graph as a torch module, halted tokens masked.
+
+    Raises:
+        VerificationError: torch is not installed.
+    """
+    try:
+        from export.torch_module import torch_trace
+    except ModuleNotFoundError as error:
+        raise VerificationError(
+            f"stage '{TORCH}' needs torch, which does not import here ({error}); install torch, or "
+            "leave 'engine' out and compare the engine with the other stages"
+        ) from error
+    return Stage(TORCH, lambda images: torch_trace(graph, images))
+
+
+def lava_stage(graph: Graph, grain: str) -> Stage:
+    """The Lava network at grain "layers" or "blocks".
+
+    Raises:
+        LavaUnavailableError: Lava is not installed.
+    """
+    from export.lava.run import run_lava
+
+    return Stage(
+        f"lava-{grain}", lambda images: run_lava(graph, images, grain=grain), grain == "blocks"
+    )
+
+
+def _reference(graph: Graph, reference: Stage | Callable[[Images], Trace] | None) -> Stage:
+    if reference is None:
+        return torch_stage(graph)
+    return reference if isinstance(reference, Stage) else Stage(TORCH, reference)
+
+
+def _stage(graph: Graph, name: str) -> Stage:
+    if name in LAVA_GRAINS:
+        return lava_stage(graph, LAVA_GRAINS[name])
+    raise VerificationError(
+        f"unknown stage '{name}'; choose from {', '.join((ENGINE, *LAVA_GRAINS))}"
+    )
+
+
+def _compare_stages(
+    graph: Graph,
+    images: Images,
+    first: Stage,
+    second: Stage,
+    batch: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> StageResult:
+    total: StageResult | None = None
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        result = compare(
+            graph,
+            first.trace(part),
+            second.trace(part),
+            names=(first.name, second.name),
+            partial=second.partial,
+            first_image=start,
+        )
+        total = result if total is None else _joined(graph, total, result)
+        if progress:
+            progress(second.name, start + len(part), len(images))
+    assert total is not None  # there is at least one image
+    return total
+
+
+def compare(
+    graph: Graph,
+    reference: Trace,
+    other: Trace,
+    *,
+    names: tuple[str, str] = ("reference", "other"),
+    partial: bool = False,
+    first_image: int = 0,
+) -> StageResult:
+    """Compare two traces of the same images: LIF, OrPool and Gate nodes, and logits.
+
+    Args:
+        names: of the two stages.
+        partial: the second trace may lack nodes (but not the logits).
+        first_image: index of the first image, for reports.
+
+    Raises:
+        VerificationError: a node is missing or has another shape, or there is nothing to compare.
+    """
+    nodes = _compared_nodes(graph)
+    missing = tuple(name for name in nodes if name not in other)
+    _check_traces(nodes, missing, reference, other, names, partial)
+    shown = [name for name in nodes if name not in missing]
+    compared = differing = 0
+    first: Difference | None = None
+    for name in shown:
+        unequal = np.asarray(reference[name]) != np.asarray(other[name])
+        compared += unequal.size
+        count = int(np.count_nonzero(unequal))
+        differing += count
+        if count and first is None:
+            first = _first_spike(name, unequal, reference[name], other[name], first_image)
+    logits = np.any(reference[LOGITS] != other[LOGITS], axis=1)
+    if logits.any() and first is None:
+        first = _first_logit(reference[LOGITS], other[LOGITS], first_image)
+    return StageResult(
+        *names,
+        images=len(logits),
+        spikes_compared=compared,
+        spikes_differing=differing,
+        first_difference=first,
+        nodes_compared=len(shown),
+        nodes_missing=missing,
+        logits_differing=int(np.count_nonzero(logits)),
+    )
+
+
+def _compared_nodes(graph: Graph) -> list[str]:
+    return [node.name for node in graph.of_kind(LIF, OrPool, Gate)]
+
+
+def _check_traces(
+    nodes: list[str],
+    missing: tuple[str, ...],
+    reference: Trace,
+    other: Trace,
+    names: tuple[str, str],
+    partial: bool,
+) -> None:
+    for name in (*nodes, LOGITS):
+        if name not in reference:
+            raise VerificationError(f"stage '{names[0]}' shows no values of {name}")
+    lacking = [name for name in (*missing, LOGITS) if name not in other]
+    if lacking and (not partial or LOGITS in lacking):
+        raise VerificationError(
+            f"stage '{names[1]}' shows no values of {lacking[0]} "
+            f"({len(lacking)} of {len(nodes) + 1} compared values are missing)"
+        )
+    if len(missing) == len(nodes):
+        raise VerificationError(f"stage '{names[1]}' shows none of the {len(nodes)} spiking nodes")
+    for name in (*nodes, LOGITS):
+        if name in other and np.shape(other[name]) != np.shape(reference[name]):
+            raise VerificationError(
+                f"{name}: stage '{names[0]}' has shape {list(np.shape(reference[name]))}, "
+                f"stage '{names[1]}' {list(np.shape(other[name]))}"
+            )
+
+
+def _first_spike(
+    name: str, unequal: npt.NDArray, a: npt.NDArray, b: npt.NDArray, first_image: int
+) -> Difference:
+    image, t, *neuron = np.argwhere(np.swapaxes(unequal, 0, 1))[0].tolist()
+    place = (t, image, *neuron)
+    return Difference(
+        name, first_image + image, t, tuple(neuron), (float(a[place]), float(b[place]))
+    )
+
+
+def _first_logit(a: npt.NDArray, b: npt.NDArray, first_image: int) -> Difference:
+    image, index = np.argwhere(a != b)[0].tolist()
+    values = (float(a[image, index]), float(b[image, index]))
+    return Difference(LOGITS, first_image + image, None, (index,), values)
+
+
+def _joined(graph: Graph, a: StageResult, b: StageResult) -> StageResult:
+    """Results of earlier images `a` and later images `b` of the same two stages."""
+    order = {name: place for place, name in enumerate([*_compared_nodes(graph), LOGITS])}
+    found = [d for d in (a.first_difference, b.first_difference) if d is not None]
+    return replace(
+        a,
+        images=a.images + b.images,
+        spikes_compared=a.spikes_compared + b.spikes_compared,
+        spikes_differing=a.spikes_differing + b.spikes_differing,
+        first_difference=min(found, key=lambda d: order[d.node], default=None),
+        logits_differing=a.logits_differing + b.logits_differing,
+    )

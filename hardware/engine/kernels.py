@@ -266,9 +266,9 @@ class Reduction:
     def _largest(self) -> Iterator[tuple[int, int, int]]:
         """(image, taker, token whose value it keeps); the taker wins ties, then the lower giver."""
         best: dict[tuple[int, int], int] = {}
-        pairs = np.stack([self.image, self.giver, self.taker], axis=1).tolist()
+        pairs: list[list[int]] = np.stack([self.image, self.giver, self.taker], axis=1).tolist()
         for image, giver, taker in pairs:
-            kept: int = best.get((image, taker), taker)
+            kept = best.get((image, taker), taker)
             if self.original_size[image, giver] > self.original_size[image, kept]:
                 kept = giver
             best[image, taker] = kept
