@@ -1,10 +1,13 @@
 """A faster process model of Lava's own `Conv`: one matrix product instead of a loop over channels.
 
 Lava's fixed-point model convolves every pair of input and output channel by itself (scipy), which
-takes 0.4 s for one step of a block with 64 features. Process, weights, ports and results are the same.
+takes 0.4 s for one step of a block with 64 features. Process, weights, ports and results are those
+of Lava.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from lava.magma.core.decorator import implements, requires, tag
@@ -12,6 +15,7 @@ from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 from lava.proc.conv.models import PyConvModelFixed
 from lava.proc.conv.process import Conv
+from lava.proc.conv.utils import signed_clamp
 
 from export.lava.kernels import convolve
 from export.lava.wire import map_from_wire, to_wire
@@ -22,6 +26,15 @@ from export.lava.wire import map_from_wire, to_wire
 @tag("fixed_pt")
 class PyConvModelMatmul(PyConvModelFixed):
     """Bit-identical to `PyConvModelFixed`; chosen through a run configuration's exception map."""
+
+    s_in: Any
+    a_out: Any
+    weight: Any
+    stride: Any
+    padding: Any
+    dilation: Any
+    groups: Any
+    num_message_bits: Any
 
     def run_spk(self) -> None:
         self.a_out.send(self.a_buf)
@@ -37,7 +50,7 @@ class PyConvModelMatmul(PyConvModelFixed):
             _vertical_first(self.dilation),
             int(self.groups[0]),
         )
-        self.a_buf = self.clamp_precision(to_wire(sums))
+        self.a_buf = signed_clamp(to_wire(sums), bits=24)
 
 
 def _vertical_first(pair: np.ndarray) -> tuple[int, int]:

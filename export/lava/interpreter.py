@@ -1,7 +1,7 @@
 """A part of a network in plain numpy integers, one hardware step at a time.
 
-This is what the `blocks` grain runs inside one process model: the state of every neuron, the queue of
-every delayed edge, and the recorders of everything that is probed.
+This is what the `blocks` grain runs inside one process model: the state of every neuron, the queue
+of every delayed edge, and the recorders of everything that is probed.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from export.graph import (
     Shape,
 )
 from export.lava import kernels
-from export.lava.partition import Part, Port, latency
+from export.lava.partition import Part, Port
 from export.lava.wire import Recorder
+from export.passes.schedule import latency
 
 Array = npt.NDArray
 Arrived = dict[str, list[Array]]
@@ -139,9 +140,7 @@ def _lif(node: LIF, part: Part) -> Cell:
             current[...] = 0
             voltage[...] = 0
         opened = None if gate is None else gate[:, None]
-        return (
-            kernels.neurons(current, voltage, arrived["in"][0], constants, bias, opened),
-        )
+        return (kernels.neurons(current, voltage, arrived["in"][0], constants, bias, opened),)
 
     return step
 

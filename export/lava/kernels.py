@@ -1,13 +1,13 @@
 """Integer arithmetic of one time step and one image, as both grains of the Lava network use it.
 
-numpy only, graph layout ([C, H, W], [N, D], [N]). Sums go through float64 matrix products, which are
-exact here: every partial sum stays far below 2^53.
+numpy only, graph layout ([C, H, W], [N, D], [N]). Sums go through float64 matrix products, which
+are exact here: every partial sum stays far below 2^53.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +24,16 @@ def _windows(maps: Array, kernel: Pair, stride: Pair, padding: Pair, dilation: P
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = kernel, stride, padding, dilation
     padded = np.pad(maps, ((0, 0), (ph, ph), (pw, pw)))
     reach = (dh * (kh - 1) + 1, dw * (kw - 1) + 1)
-    return sliding_window_view(padded, reach, axis=(1, 2))[:, ::sh, ::sw, ::dh, ::dw]
+    vertical_and_horizontal: Any = (1, 2)
+    return sliding_window_view(padded, reach, axis=vertical_and_horizontal)[
+        :, ::sh, ::sw, ::dh, ::dw
+    ]
 
 
 def convolve(
     maps: Array, weight: Array, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> npt.NDArray[np.int32]:
-    """Convolution as torch has it, [C, H, W] -> int32 [O, H', W']; `weight` [O, C/groups, kh, kw]."""
+    """Convolution as torch has it, [C, H, W] with weight [O, C/groups, kh, kw] -> [O, H', W']."""
     kernel = (weight.shape[2], weight.shape[3])
     windows = _windows(maps, kernel, stride, padding, dilation)
     height, width = windows.shape[1:3]
@@ -71,7 +74,7 @@ def _by_head(tokens: Array, heads: int) -> Array:
 
 
 def neuron_bias(constants: NeuronConstants, dimensions: int) -> npt.NDArray[np.int32]:
-    """Bias per channel in a form that broadcasts: [C, 1, 1] for maps, [D] for tokens and vectors."""
+    """Bias in a form that broadcasts: [C, 1, 1] for maps, [D] for tokens and vectors."""
     return constants.bias.reshape(-1, 1, 1) if dimensions == 3 else constants.bias
 
 
@@ -155,7 +158,7 @@ def merged_sizes(matching: Matching, size: Array) -> npt.NDArray[np.int64]:
 def combine(
     matching: Matching, stream: Array, size: Array, how: Literal["mean", "max", "keep"]
 ) -> npt.NDArray[np.int64]:
-    """Stream [N, D] in which every target holds the combination of itself and what merged into it."""
+    """Stream [N, D] in which every target holds the combination of itself and what it absorbed."""
     before = stream.astype(np.int64)
     after = before.copy()
     for b, others in matching.targets().items():

@@ -1,8 +1,9 @@
 """A part of a network as one Lava process per node: standard processes wherever Lava has them.
 
-Wiring rules, each against a trap of Lava 0.10.0: in-ports always sum, so every sum has an in-port of
-its own; the same source twice into one port is refused by Lava, so the second goes through a relay;
-reshaped (virtual) ports go wrong at in-ports of hierarchical processes, so layouts change in relays.
+Wiring rules, each against a trap of Lava 0.10.0: in-ports always sum, so every sum has an in-port
+of its own; the same source twice into one port is refused by Lava, so the second goes through a
+relay; reshaped (virtual) ports go wrong at in-ports of hierarchical processes, so layouts change in
+relays.
 """
 
 from __future__ import annotations
@@ -157,15 +158,24 @@ class _Wiring:
         self.providers[node.name, "out"].connect(probe.s_in)
 
 
+def _grid(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    width, height, channels = wire_shape(shape)
+    return width, height, channels
+
+
+def _horizontal_first(pair: tuple[int, int]) -> tuple[int, int]:
+    return pair[1], pair[0]
+
+
 def _conv(node: Conv, wiring: _Wiring) -> None:
     (edge,) = wiring.into(node, "in")
     flipped = node.weight.transpose(0, 3, 2, 1)[:, ::-1, ::-1]
     process = LavaConv(
         weight=np.ascontiguousarray(flipped),
-        input_shape=wire_shape(wiring.shape(edge)),
-        stride=node.stride[::-1],
-        padding=node.padding[::-1],
-        dilation=node.dilation[::-1],
+        input_shape=_grid(wiring.shape(edge)),
+        stride=_horizontal_first(node.stride),
+        padding=_horizontal_first(node.padding),
+        dilation=_horizontal_first(node.dilation),
         groups=node.groups,
         num_message_bits=wiring.message_bits(edge),
         name=node.name,
@@ -185,7 +195,7 @@ def _linear(node: Linear, wiring: _Wiring) -> None:
     else:
         process = LavaConv(
             weight=node.weight[:, None, None, :],
-            input_shape=wire_shape(shape),
+            input_shape=_grid(shape),
             num_message_bits=bits,
             name=node.name,
         )

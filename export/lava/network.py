@@ -1,4 +1,4 @@
-"""From a scheduled, quantised graph to a Lava process network, at two grains of the same network."""
+"""From a quantised graph to a Lava process network, at two grains of the same network."""
 
 from __future__ import annotations
 
@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from atsnn.errors import DatasetError
+from atsnn.fixed_point import pixels_to_integers
 from export.errors import LavaRunError, UnsupportedTargetError
-from export.graph import Graph, Input, Output, Readout
+from export.graph import Gate, Graph, Input, Node, Readout
 from export.lava.compat import require_lava
-from export.lava.partition import check_supported, latency, partition, probed
+from export.lava.partition import (
+    TRACED_KINDS,
+    check_supported,
+    output_source,
+    partition,
+    probed,
+)
 from export.lava.wire import Recorder, to_wire
+from export.passes.schedule import Schedule, latency
 from export.shapes import shapes
+from export.validation import validate
 
 if TYPE_CHECKING:
     from lava.magma.core.process.process import AbstractProcess
@@ -92,7 +102,8 @@ def build_network(
 
     Args:
         graph: quantised; scheduled here if it is not yet.
-        images: integers below 2^bits of the Input node, [B, ...], or [T, B, ...] for events.
+        images: raw 8-bit pixels, uint8 [B, ...], of which the upper `Input.bits` are sent; a graph
+            with a 1-bit input also takes events, [T, B, ...] of 0 and 1.
         grain: `layers` (a process for each node) or `blocks` (a process for each block label).
         probe_dir: an empty folder for what the probes record.
         progress: write the current time step into `probe_dir`.
@@ -100,20 +111,20 @@ def build_network(
     Raises:
         LavaUnavailableError: Lava is not there.
         UnsupportedTargetError: the graph cannot run in a pipeline (see docs/lava.md).
-        ValueError: images of the wrong shape or range.
+        DatasetError: images of the wrong shape, type or range.
     """
     require_lava()
     from export.lava.processes.io.process import ImageSource
     from export.lava.processes.segment.process import Segment
 
     graph = prepare(graph)
+    check_images(graph, images)
+    count = image_count(graph, images)
+    recorders = make_recorders(graph, count, probe_dir)
     entry = input_node(graph)
-    events = check_images(entry, images, graph.steps)
-    recorders = make_recorders(graph, images.shape[1 if events else 0], probe_dir)
     source = ImageSource(
-        images=_images_on_wire(images, len(entry.shape)),
+        frames=_frames(graph, images),
         steps=graph.steps,
-        events=events,
         progress_path=probe_dir / PROGRESS_FILE if progress else None,
         name=entry.name,
     )
@@ -131,7 +142,7 @@ def build_network(
         graph=graph,
         source=source,
         segments=segments,
-        steps=hardware_steps(graph, next(iter(recorders.values())).images),
+        steps=hardware_steps(graph, count),
         recorders=recorders,
         grain=grain,
     )
@@ -143,17 +154,12 @@ def prepare(graph: Graph) -> Graph:
     Raises:
         UnsupportedTargetError: it cannot run in a pipeline.
     """
-    from export.lava.timing import schedule
-    from export.validation import validate
-
     validate(graph)
     check_supported(graph)
     if not graph.depth:
-        graph = schedule(graph)
+        graph = Schedule()(graph)
     for edge in graph.edges:
         node = graph[edge.target]
-        if isinstance(node, Output):
-            continue
         arrives = graph.depth[edge.source] + edge.delay
         if arrives != graph.depth[node.name] - latency(node):
             raise UnsupportedTargetError(
@@ -175,33 +181,42 @@ def input_node(graph: Graph) -> Input:
     return node
 
 
-def check_images(entry: Input, images: Array, steps: int) -> bool:
-    """Check images against the Input node; True if they have a time axis.
+def image_count(graph: Graph, images: Array) -> int:
+    """Number of images B of an array that `check_images` accepts."""
+    return images.shape[images.ndim - 1 - len(input_node(graph).shape)]
+
+
+def check_images(graph: Graph, images: Array) -> None:
+    """Check images against the Input node.
 
     Raises:
-        ValueError: wrong shape, kind or range.
+        DatasetError: wrong shape, type or range.
     """
-    wanted = f"[B, {', '.join(map(str, entry.shape))}]"
-    rank = len(entry.shape)
-    events = images.ndim == rank + 2 and images.shape[0] == steps
-    if images.shape[-rank:] != entry.shape or not (events or images.ndim == rank + 1):
-        raise ValueError(f"images have shape {list(images.shape)}, the network takes {wanted}")
-    if not images.shape[1 if events else 0]:
-        raise ValueError("there are no images")
-    if images.dtype.kind not in "bui":
-        raise ValueError(f"images are {images.dtype}, the network takes integers")
-    if int(images.min()) < 0 or int(images.max()) >= 2**entry.bits:
-        raise ValueError(
-            f"images reach from {images.min()} to {images.max()}, the network takes 0 to "
-            f"{2**entry.bits - 1} (atsnn.fixed_point.pixels_to_integers)"
+    entry = input_node(graph)
+    rank, wanted = len(entry.shape), ", ".join(map(str, entry.shape))
+    events = images.ndim == rank + 2
+    if images.dtype != np.uint8:
+        raise DatasetError(f"images of type {images.dtype}, the network takes uint8 pixels")
+    if images.ndim not in (rank + 1, rank + 2) or images.shape[-rank:] != entry.shape:
+        raise DatasetError(
+            f"images have shape {list(images.shape)}, the network takes uint8 [B, {wanted}]"
         )
-    return events
+    if image_count(graph, images) == 0:
+        raise DatasetError("no images: the array of images is empty")
+    if events and (entry.bits != 1 or images.shape[0] != graph.steps or images.max() > 1):
+        raise DatasetError(
+            f"events of shape {list(images.shape)} with values up to {images.max()}, the network "
+            f"takes {entry.bits}-bit pixels for {graph.steps} time steps; only a 1-bit input takes "
+            f"events, 0 and 1, [{graph.steps}, B, {wanted}]"
+        )
 
 
-def _images_on_wire(images: Array, rank: int) -> Array:
-    flat = images.reshape(-1, *images.shape[images.ndim - rank :])
-    on_wire = np.stack([to_wire(image) for image in flat])
-    return on_wire.reshape(*images.shape[: images.ndim - rank], *on_wire.shape[1:])
+def _frames(graph: Graph, images: Array) -> Array:
+    """What the source sends: integers [T or 1, B, ...] in wire layout."""
+    entry = input_node(graph)
+    events = images.ndim == len(entry.shape) + 2
+    pixels = images if events else pixels_to_integers(images, entry.bits)[None]
+    return np.stack([np.stack([to_wire(image) for image in step]) for step in pixels])
 
 
 def make_recorders(graph: Graph, images: int, probe_dir: Path) -> dict[str, Recorder]:
@@ -214,7 +229,7 @@ def make_recorders(graph: Graph, images: int, probe_dir: Path) -> dict[str, Reco
             steps=graph.steps,
             images=images,
             depth=graph.depth[node.name],
-            binary=not isinstance(node, Readout),
+            binary=isinstance(node, TRACED_KINDS),
         )
         for index, node in enumerate(probed(graph))
     }
@@ -229,13 +244,14 @@ def read_trace(graph: Graph, recorders: dict[str, Recorder]) -> Trace:
         except (OSError, ValueError) as error:
             raise LavaRunError(f"probe of {name}: {error}") from error
         node = graph[name]
-        if isinstance(node, Readout):
-            trace["logits"] = values[-1].astype(np.float64) / node.scale
-        else:
-            trace[name] = values.astype(np.uint8) if node.kind == "Gate" else values
-    if "logits" not in trace:
-        output = next(graph.of_kind(Output))
-        (edge,) = graph.into(output.name)
-        spikes = trace[edge.source]
-        trace["logits"] = spikes.sum(axis=0).reshape(spikes.shape[1], -1).astype(np.float64)
+        if isinstance(node, TRACED_KINDS):
+            trace[name] = values.astype(np.uint8) if isinstance(node, Gate) else values
+        if name == output_source(graph):
+            trace["logits"] = _logits(node, values)
     return trace
+
+
+def _logits(node: Node, values: Array) -> npt.NDArray[np.float64]:
+    if isinstance(node, Readout):
+        return values[-1].astype(np.float64) / node.scale
+    return values.sum(axis=0, dtype=np.int64).astype(np.float64)

@@ -8,18 +8,14 @@ from dataclasses import dataclass
 from export.errors import UnsupportedTargetError
 from export.graph import (
     LIF,
-    Attention,
-    Conv,
     Edge,
     Gate,
     Graph,
     Input,
-    Linear,
     Merge,
     Node,
     OrPool,
     Output,
-    Readout,
     Shape,
 )
 from export.shapes import shapes
@@ -28,15 +24,9 @@ Port = tuple[str, str]
 
 WHOLE = "network"
 """Label of the only part of a graph without labels."""
-LATE_KINDS = (Conv, Linear, OrPool, Attention)
-"""Nodes whose Lava process sends the previous step's result."""
-PROBED_KINDS = (LIF, OrPool, Gate, Readout)
+TRACED_KINDS = (LIF, OrPool, Gate)
+"""Nodes whose spikes (0 or 1) a run records."""
 MAX_PORTS = 16
-
-
-def latency(node: Node) -> int:
-    """Hardware steps between a message that arrives at a node and the one that it causes."""
-    return int(isinstance(node, LATE_KINDS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +91,7 @@ def _ports(edges: list[Edge]) -> tuple[Port, ...]:
 
 
 def _labels(graph: Graph) -> dict[str, str]:
-    """Label of every node that becomes part of a block; an unlabelled one follows its first input."""
+    """Label of every node that runs as part of a block; one without follows its first input."""
     labels: dict[str, str] = {}
     first = next(iter(graph.blocks.values()), WHOLE)
     for node in graph.nodes:
@@ -128,9 +118,16 @@ def _check_order(parts: list[Part], labels: dict[str, str]) -> None:
         waiting = {label: s for label, s in waiting.items() if label not in ready}
 
 
+def output_source(graph: Graph) -> str:
+    """Name of the node whose values are the network's result."""
+    output = next(graph.of_kind(Output))
+    return graph.into(output.name)[0].source
+
+
 def probed(graph: Graph) -> Iterator[Node]:
-    """Nodes whose values a run records, in topological order."""
-    return (node for node in graph.nodes if isinstance(node, PROBED_KINDS))
+    """Nodes whose values a run records, in topological order: all that spikes, and the result."""
+    result = output_source(graph)
+    return (n for n in graph.nodes if isinstance(n, TRACED_KINDS) or n.name == result)
 
 
 def check_supported(graph: Graph) -> None:
@@ -154,6 +151,6 @@ def check_supported(graph: Graph) -> None:
     for node in graph.of_kind(Merge):
         if isinstance(node, Merge) and node.assignment == "all":
             raise UnsupportedTargetError(
-                f"merge {node.name} assigns tokens from all time steps, which a chip cannot know at "
-                "the first; use assignment first, or run this graph in the engine or in torch"
+                f"merge {node.name} assigns tokens from all time steps, which a chip cannot know "
+                "at the first; use assignment first, or run this graph in the engine or in torch"
             )

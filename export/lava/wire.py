@@ -84,14 +84,14 @@ class Recorder:
         Raises:
             ValueError: the file does not hold the whole run.
         """
-        data = np.fromfile(self.path, np.uint8 if self.binary else np.int64)
         values = self.steps * int(np.prod(self.shape))
         width = -(-values // 8) if self.binary else values
+        data = np.fromfile(self.path, np.uint8 if self.binary else np.int64)
         if data.size != width * self.images:
             raise ValueError(
                 f"{self.path.name} holds {data.size} items, a whole run has {width * self.images}"
             )
-        rows = data.reshape(self.images, width)
+        rows: Array = data.reshape(self.images, width)
         if self.binary:
-            rows = np.unpackbits(rows, axis=1, count=values).astype(bool)
+            rows = np.unpackbits(rows.view(np.uint8), axis=1, count=values).astype(bool)
         return rows.reshape(self.images, self.steps, *self.shape).swapaxes(0, 1)

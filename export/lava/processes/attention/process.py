@@ -10,8 +10,8 @@ from lava.magma.core.process.variable import Var
 class SpikingAttention(AbstractProcess):
     """Counts `(q k^T) v` for each head as `q (k^T v)`, one time step later.
 
-    A head is a table of fast weights: spikes of k and v write it (a coincidence adds one), spikes of
-    q read it, and it is cleared at every time step.
+    A head is a table of fast weights: spikes of k and v write it (a coincidence adds one), spikes
+    of q read it, and it is cleared at every time step.
 
     Args:
         shape: wire shape [N, 1, D] of q, k and v.

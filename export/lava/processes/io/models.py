@@ -30,9 +30,7 @@ class PyImageSourceModel(PyLoihiProcessModel):
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
-        images = proc_params["images"].astype(np.int32)
-        self.steps = proc_params["steps"]
-        self.frames = images if proc_params["events"] else images[None]
+        self.frames, self.steps = proc_params["frames"].astype(np.int32), proc_params["steps"]
         self.progress_path = proc_params["progress_path"]
         self.noted = 0.0
 

@@ -17,25 +17,21 @@ class ImageSource(AbstractProcess):
     """Sends each image for `steps` time steps, then zeros.
 
     Args:
-        images: integers [B, ...], or [T, B, ...] for events, each image in wire layout.
-        steps: time steps of an image.
-        events: whether `images` has a time axis.
+        frames: integers [1, B, ...], or [T, B, ...] for events, each in wire layout.
+        steps: time steps T of an image.
         progress_path: file to which the current time step is written.
     """
 
     def __init__(
         self,
         *,
-        images: npt.NDArray,
+        frames: npt.NDArray,
         steps: int,
-        events: bool,
         progress_path: Path | None = None,
         name: str,
     ) -> None:
-        super().__init__(
-            images=images, steps=steps, events=events, progress_path=progress_path, name=name
-        )
-        self.s_out = OutPort(shape=images.shape[2 if events else 1 :])
+        super().__init__(frames=frames, steps=steps, progress_path=progress_path, name=name)
+        self.s_out = OutPort(shape=frames.shape[2:])
 
 
 class Probe(AbstractProcess):

@@ -21,7 +21,7 @@ class Relay(AbstractProcess):
         delay: time steps by which messages are late.
         shift: bits by which values are shifted to the left.
         gated: whether `gate_in` [N] is connected; tokens whose gate is closed send no message.
-        layout: `tokens` turns a map into tokens in row-major order, `flatten` anything into a vector.
+        layout: `tokens` turns a map into row-major tokens, `flatten` anything into a vector.
     """
 
     def __init__(

@@ -19,9 +19,7 @@ class HaltingScore(AbstractProcess):
         table: int32 [levels], scores in units of 1/4096.
     """
 
-    def __init__(
-        self, *, shape: tuple[int, ...], table: npt.NDArray[np.int32], name: str
-    ) -> None:
+    def __init__(self, *, shape: tuple[int, ...], table: npt.NDArray[np.int32], name: str) -> None:
         super().__init__(name=name)
         self.x_in = InPort(shape=shape)
         self.h_out = OutPort(shape=shape[:1])
