@@ -1,4 +1,4 @@
-"""Errors of the model and its training. Every message names the object, the numbers and the mend."""
+"""Errors of the model and its training: each names the object, the numbers and the mend."""
 
 from __future__ import annotations
 

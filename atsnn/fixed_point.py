@@ -41,7 +41,7 @@ def decay(state: IntArray, constant: int) -> IntArray:
 
 
 def wrap24(state: IntArray) -> IntArray:
-    """Wrap modulo 2^24 into [-(2^23 - 1), 2^23], the range that Lava's model lets a current take."""
+    """Wrap modulo 2^24 into [-(2^23 - 1), 2^23], the range of a current in Lava's model."""
     return ((state + STATE_LIMIT) & (2**24 - 1)) - STATE_LIMIT
 
 
@@ -112,7 +112,7 @@ def lif_step(
 
 
 def even_weights(weight: FloatArray, scale: float) -> npt.NDArray[np.int32]:
-    """Round `scale * weight` to the even integers in [-256, 254] that a mixed-sign synapse holds."""
+    """Round `scale * weight` to the even integers in [-256, 254] of a mixed-sign synapse."""
     doubled = 2.0 * np.rint(weight.astype(np.float64) * (scale / 2.0))
     return np.clip(doubled, WEIGHT_MIN, WEIGHT_MAX).astype(np.int32)
 

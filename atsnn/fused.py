@@ -1,11 +1,12 @@
-"""Fused multi-step LIF for CPU training: the same spikes and gradients as norse's step, in one pass.
+"""Fused multi-step LIF for the CPU: the same spikes and gradients as norse's step, in one pass.
 
 norse's eager loop reads and writes the membrane a dozen times per step; these numba kernels do it
 once. They are used for float32 tensors on the CPU; `atsnn.neurons` keeps norse's step as the
 definition, which tests compare bit for bit.
 
-Every neuron computes `v' = keep * v + gain * x + bias` (rounded as its number system demands), fires
-where v' > threshold, and is reset to 0. Arrays are [T, R, D]: rows R share a gate and D is contiguous.
+Every neuron computes `v' = keep * v + gain * x + bias` (rounded as its number system demands),
+fires where v' > threshold, and is reset to 0. Arrays are [T, R, D]: a row of D contiguous neurons
+shares a gate.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def float_forward(x, gate, bias, voltage, keep, gain, threshold, limit, spikes, 
 
 @numba.njit(parallel=True, cache=True)
 def fixed_forward(x, gate, bias, voltage, keep, gain, threshold, limit, spikes, before):
-    """Fixed point: v' = clip(trunc(keep * v) + gain * x + bias); every value is an exact integer."""
+    """Fixed point: v' = clip(trunc(keep * v) + gain * x + bias), all of them exact integers."""
     steps, rows, width = spikes.shape
     constant = x.shape[0] == 1
     for r in numba.prange(rows):

@@ -137,7 +137,7 @@ class TokenMerging(nn.Module):
         if latched is None:
             features = x if self.similarity == "stream" or keys is None else keys
             seen = features[:1] if self.assignment == "first" else features
-            eligible = (gate[0] > 0) & (alive > 0)
+            eligible = torch.gt(gate[0], 0) & torch.gt(alive, 0)
             latched = match_tokens(seen, eligible, self.count, self.minimum_similarity)
         pairs = latched.pairs
         merged = COMBINATIONS[self.combine](self, x, pairs, size)

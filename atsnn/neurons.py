@@ -88,7 +88,7 @@ class SpikingNeuron(nn.Module):
     def forward_rows(
         self, current: Tensor, gate: Tensor, voltage: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Run all steps for open tokens only: `current` [R, D] are the rows where `gate` is true."""
+        """Run all steps for open tokens only: `current` [R, D], the rows where `gate` is true."""
         return run_rows(self.step, current, gate, voltage)
 
     def extra_repr(self) -> str:
@@ -96,7 +96,7 @@ class SpikingNeuron(nn.Module):
 
 
 def run_steps(step, current: Tensor, gate: Tensor | None, voltage: Tensor | None):
-    """Iterate `step` over the first axis of `current`; closed gates hold the state and mask spikes."""
+    """Iterate `step` over axis 0 of `current`; closed gates hold the state and mask spikes."""
     state = torch.zeros_like(current[0]) if voltage is None else voltage
     fired = []
     for t in range(current.shape[0]):
@@ -111,10 +111,9 @@ def run_steps(step, current: Tensor, gate: Tensor | None, voltage: Tensor | None
 
 
 def run_rows(step, current: Tensor, gate: Tensor, voltage: Tensor | None):
-    """Iterate `step` over the rows of `current` [R, D] that `gate` [T, B, N] (bool) lets through."""
-    if voltage is None:
-        voltage = current.new_zeros((*gate.shape[1:], current.shape[-1]))
-    state = voltage.clone()
+    """Iterate `step` over the rows of `current` [R, D] that `gate` [T, B, N] lets through."""
+    width = current.shape[-1]
+    state = current.new_zeros((*gate.shape[1:], width)) if voltage is None else voltage.clone()
     fired = []
     for t, rows in enumerate(current.split([int(n) for n in gate.flatten(1).sum(1)])):
         spikes, state[gate[t]] = step(rows, state[gate[t]])

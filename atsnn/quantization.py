@@ -2,9 +2,9 @@
 
 `quantize_model` folds normalisation into the synapses and replaces every layer by one whose forward
 pass is the chip's integer arithmetic (`atsnn.fixed_point`), carried in float tensors, where all
-integers are exact; the backward pass goes straight through the roundings. Float master weights stay
-the parameters. In evaluation the result is the *quantised torch model* that engine and Lava equal to
-the last spike.
+integers are exact; the backward pass goes straight through the roundings. Float master weights
+stay the parameters. In evaluation the result is the *quantised torch model* that engine and Lava
+equal to the last spike.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from atsnn.fixed_point import NeuronConstants, NeuronModel, QuantizedSynapse
 from atsnn.fused import FusedNeuron, fits, fixed_forward, run_fused
 from atsnn.halting import Gate, HaltingScore
 from atsnn.merging import TokenMerging, fixed_weights, floor_straight_through
-from atsnn.neurons import SURROGATE, SURROGATE_SLOPE, SpikingNeuron, run_rows, run_steps
+from atsnn.neurons import SURROGATE, SURROGATE_SLOPE, run_rows, run_steps
 from atsnn.spikformer import (
     ConvLayer,
     EncoderBlock,
-    Readout,
     Spikformer,
     StreamAdd,
     TokenLayer,
@@ -279,9 +278,9 @@ class FixedPointStem(nn.Module):
 
 
 def quantize_model(model: Spikformer) -> Spikformer:
-    """Fold normalisation and put every layer into fixed point; the float model is left as it is.
+    """Fold normalisation and put every layer into fixed point; `model` is left as it is.
 
-    Parameters of the result are the folded float weights, to be trained further or used as they are.
+    Parameters of the result are the folded float weights, to be trained further or used so.
     """
     if model.quantized:
         return model
@@ -378,7 +377,7 @@ def fold_norm(synapse: nn.Conv2d | nn.Linear, norm: nn.Module) -> tuple[Tensor, 
 
 @torch.no_grad()
 def float_twin(model: Spikformer) -> Spikformer:
-    """The float model with the folded master weights of a quantised one: what rounding is judged by."""
+    """The float model with a quantised model's master weights: what rounding is judged by."""
     if not model.quantized:
         return model
     twin = Spikformer(model.config)

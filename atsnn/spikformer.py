@@ -2,8 +2,8 @@
 
 Shapes: T time steps, B images, N tokens, D channels; values are [T, B, N, D] throughout. Layers
 run all time steps at once, since the default halting order never looks back; the orders that do
-run step by step. In training a closed gate masks spikes; `forward_rows` leaves the rows out instead,
-and both fire the same spikes.
+run step by step. In training a closed gate masks spikes; `forward_rows` leaves the rows out
+instead, and both fire the same spikes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class TokenNorm(nn.BatchNorm1d):
 
     @torch.no_grad()
     def _update(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
         assert self.momentum is not None
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance, self.momentum)
@@ -72,7 +73,7 @@ class TokenNorm(nn.BatchNorm1d):
 class ConvLayer(nn.Module):
     """Convolution, normalisation, neurons: [T, B, C, H, W] -> spikes [T, B, O, H, W].
 
-    With `repeat` = T an input [1, B, C, H, W] is the same at every step, and its current is computed once.
+    With `repeat` = T an input [1, B, C, H, W] is the same at every step: one current serves all.
     """
 
     def __init__(self, synapse: nn.Conv2d, norm: nn.Module, neuron: SpikingNeuron) -> None:
@@ -324,7 +325,7 @@ class Spikformer(nn.Module):
     def forward_layers(
         self, image: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-        """Layer after layer, all steps at once: logits, and per block gate, accumulator and score."""
+        """Layer after layer, all steps at once: logits; per block gate, accumulator and score."""
         x = self.stem(image)
         gates, totals, scores = [], [], []
         gate = alive = size = score = None
@@ -357,6 +358,7 @@ class Spikformer(nn.Module):
         states: list[State] = [{} for _ in self.blocks]
         history: list[list[Tensor]] = []
         cells = []
+        size = None
         for t in range(self.config.steps):
             x, alive, size = stream[t : t + 1], None, None
             step_scores = [self.scores[0](x)]
@@ -372,11 +374,11 @@ class Spikformer(nn.Module):
             history.append(step_scores)
             cells.append((x, gates, totals, step_scores))
         x = torch.cat([cell[0] for cell in cells])
-        columns = [
+        gates, totals, scores = (
             [torch.cat(values) for values in zip(*(cell[i] for cell in cells), strict=True)]
             for i in (1, 2, 3)
-        ]
-        return self._output(self.readout(x, size), *columns, image)
+        )
+        return self._output(self.readout(x, size), gates, totals, scores, image)
 
     def _visible_score(self, index: int, now: list[Tensor], history: list[list[Tensor]]) -> Tensor:
         """Accumulated score [1, B, N] that gate `index` sees at this step."""
@@ -403,7 +405,7 @@ class Spikformer(nn.Module):
 
 
 def build_model(config: ModelConfig, quantized: bool = False) -> Spikformer:
-    """A freshly initialised model; `quantized` gives the structure that quantised checkpoints hold."""
+    """A freshly initialised model; `quantized`: with the structure of quantised checkpoints."""
     from atsnn.quantization import quantize_model
 
     model = Spikformer(config)

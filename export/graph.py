@@ -11,10 +11,9 @@ feature maps [C, H, W], tokens [N, D], flat vectors [D], per-token scalars [N], 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import numpy as np
 import numpy.typing as npt
 
 from atsnn.fixed_point import NeuronConstants, NeuronModel
@@ -69,7 +68,9 @@ class Conv(Node):
 
 @dataclass(frozen=True, eq=False)
 class Linear(Node):
-    """Linear over the last axis, [N, I] -> [N, O] or [I] -> [O]. `weight` [O, I], `bias` [O] or None.
+    """Linear over the last axis, [N, I] -> [N, O] or [I] -> [O].
+
+    `weight` [O, I], `bias` [O] or None.
 
     With a `gate` [N] only tokens whose gate is open are processed; the others give zero.
     """
@@ -81,7 +82,10 @@ class Linear(Node):
 
 @dataclass(frozen=True, eq=False)
 class Norm(Node):
-    """Batch normalisation in inference over the channel axis (0 of maps, last of tokens). Float only."""
+    """Batch normalisation in inference over the channel axis (0 of maps, last of tokens).
+
+    Float graphs only.
+    """
 
     mean: Array
     variance: Array
@@ -123,16 +127,16 @@ class Reshape(Node):
 
 @dataclass(frozen=True, eq=False)
 class Add(Node):
-    """Sum of all edges into port `in`, in the order of the edges, each shifted left by its `shifts` entry."""
+    """Sum of all edges into port `in`, in their order, each shifted left by its `shifts` entry."""
 
     shifts: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Attention(Node):
-    """Spiking self-attention without softmax, per head `scale * (q k^T) v`; q, k, v [N, D] -> [N, D].
+    """Spiking self-attention without softmax, per head `scale * (q k^T) v`; all [N, D].
 
-    A quantised graph holds plain coincidence counts (scale 1); the factor sits in the LIF behind it.
+    A quantised graph holds plain coincidence counts (scale 1); the LIF behind it has the factor.
     """
 
     heads: int
@@ -156,7 +160,8 @@ class HaltingScore(Node):
 class Gate(Node):
     """Opens [N] while the accumulated halting score is below `threshold`: 1 = token is processed.
 
-    A(t) = (A(t-1) if accumulate else 0) + sum of all edges into `score`; out = alive * (A < threshold).
+    A(t) = (A(t-1) if accumulate else 0) + sum of all edges into `score`;
+    out = alive * (A < threshold).
     Edges with `lag` 1 deliver the value of the previous time step (zero at the first).
     `threshold` is 1 - eps (float) or in units of 1/4096 (quantised).
     """
@@ -171,11 +176,11 @@ class Gate(Node):
 class Merge(Node):
     """Merge similar tokens, [N, D] -> [N, D]: bipartite matching of even tokens onto odd ones.
 
-    Tokens are eligible whose gate is open when the assignment is made (t = 0; latched for the image).
-    Of the edges (even a -> its most similar odd b; ties to the lower b), the `count` most similar with
-    similarity > 0 and >= `minimum_similarity` merge (ties to the lower a).
-    Outputs: `out` the stream, where b is replaced by the combination at every step and a is left as it is;
-    `gate` = gate with the merged-away tokens closed; `alive` = alive with them 0; `size`.
+    Tokens are eligible whose gate is open when the assignment is made (t = 0; latched for the
+    image). Of the edges (even a -> its most similar odd b; ties to the lower b), the `count` most
+    similar (0: no limit) with similarity > 0 and >= `minimum_similarity` merge (ties to the lower a).
+    Outputs: `out` the stream, where b is replaced by the combination at every step and a is left
+    as it is; `gate` = gate with the merged-away tokens closed; `alive` = alive with them 0; `size`.
     """
 
     count: int
@@ -193,8 +198,8 @@ class Readout(Node):
     """Logits of the image: W (mean over time of the size-weighted mean over tokens) + bias.
 
     `x` [N, D] (tokens, weighted by `size` [N], default 1) or [D].
-    Quantised: logits = (weight @ sum_{t,k} size_k x_k + bias) / scale, with integer weight and bias;
-    `scale` = weight scale * T * N * 2^F.
+    Quantised: logits = (weight @ sum_{t,k} size_k x_k + bias) / scale, with integer weight and
+    bias; `scale` = weight scale * T * N * 2^F.
     """
 
     weight: Array
@@ -223,7 +228,7 @@ class Edge:
     """A value that flows from an output port to an input port.
 
     `lag`: time steps of the *image* that the value is late (feedback; 0 or 1).
-    `delay`: hardware steps that a message waits so that rejoining branches meet (set by `schedule`).
+    `delay`: hardware steps that a message waits so that rejoining branches meet (from `schedule`).
     """
 
     source: str
@@ -276,5 +281,5 @@ class Graph:
 
     @property
     def feedback(self) -> bool:
-        """True if a gate looks back from a later place, so that steps must run one after another."""
+        """True if a gate looks back from a later place: steps must run one after another."""
         return any(edge.lag for edge in self.edges)
