@@ -178,7 +178,7 @@ class Merge(Node):
 
     Tokens are eligible whose gate is open when the assignment is made (t = 0; latched for the
     image). Of the edges (even a -> its most similar odd b; ties to the lower b), the `count` most
-    similar (0: no limit) with similarity > 0 and >= `minimum_similarity` merge (ties to the lower a).
+    similar (0: no limit) with similarity > 0 and >= `minimum_similarity` merge (ties: lower a).
     Outputs: `out` the stream, where b is replaced by the combination at every step and a is left
     as it is; `gate` = gate with the merged-away tokens closed; `alive` = alive with them 0; `size`.
     """
