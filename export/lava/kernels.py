@@ -18,6 +18,10 @@ from atsnn.fixed_point import MERGE_UNITY, NeuronConstants, lif_step
 Array = npt.NDArray
 Pair = tuple[int, int]
 
+WRAPS_ONCE = 2**18
+"""Largest |activation| for which Lava's `LIFReset` is `fixed_point.lif_step`: a current of at most
+2^23 and this `<< 6` wrap round the 24 bits once, and Lava's model wraps no second time."""
+
 
 def _windows(maps: Array, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Array:
     """View [C, H', W', kh, kw] of a map [C, H, W] with zeros around it."""

@@ -19,7 +19,6 @@ from lava.proc.dense.process import Dense as LavaDense
 from lava.proc.lif.process import LIFReset
 from lava.utils.weightutils import SignMode
 
-from atsnn.fixed_point import ACTIVATION_SHIFT, DECAY_UNITY, STATE_LIMIT, NeuronConstants
 from export.graph import (
     LIF,
     Add,
@@ -35,6 +34,7 @@ from export.graph import (
     Readout,
     Reshape,
 )
+from export.lava.kernels import WRAPS_ONCE
 from export.lava.partition import Part, Port
 from export.lava.processes.attention.process import SpikingAttention
 from export.lava.processes.io.process import Probe
@@ -206,16 +206,6 @@ def _linear(node: Linear, wiring: _Wiring) -> None:
     )
 
 
-def current_cannot_wrap(constants: NeuronConstants, largest_activation: int) -> bool:
-    """Whether the current stays inside 24 bits on every input.
-
-    Where it does, Lava's `LIFReset` is `fixed_point.lif_step`; at the wrap itself (a current of
-    exactly 2^23) the two differ.
-    """
-    reach = (largest_activation << ACTIVATION_SHIFT) * DECAY_UNITY
-    return reach <= STATE_LIMIT * (constants.du + 1)
-
-
 def _lif(node: LIF, wiring: _Wiring) -> None:
     constants = node.constants
     assert constants is not None, "validate() has seen to it"
@@ -224,7 +214,7 @@ def _lif(node: LIF, wiring: _Wiring) -> None:
     shape = wire_shape(wiring.part.shapes[node.name, "out"])
     begin = 1 + wiring.part.graph.depth[node.name]
     gated = wiring.has(node, "gate")
-    if gated or not current_cannot_wrap(constants, largest):
+    if gated or largest > WRAPS_ONCE:
         process: Any = GatedLIF(
             shape=shape,
             constants=constants,
