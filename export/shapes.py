@@ -81,7 +81,7 @@ def shapes(graph: Graph) -> PortShapes:
                 shape = known[edge.source, edge.source_port]
                 arriving.setdefault(edge.target_port, []).append(shape)
         if isinstance(node, Gate) and "score" not in arriving:
-            arriving["score"] = [_late_score(graph, node, known)]
+            arriving["score"] = [_late_score(graph, node)]
         for port, shape in output_shapes(node, arriving).items():
             known[node.name, port] = shape
     for node, edge in late:
@@ -104,14 +104,25 @@ def output_shapes(node: Node, arriving: dict[str, list[Shape]]) -> dict[str, Sha
     return dict(_RULES[node.kind](node, _Inputs(node, arriving)))
 
 
-def _late_score(graph: Graph, node: Node, known: PortShapes) -> Shape:
-    """Shape of a gate that sees only late scores: that of `alive`, or of the tokens before it."""
-    for edge in graph.into(node.name, "alive"):
-        return known[edge.source, edge.source_port]
-    for shape in reversed(list(known.values())):
-        if len(shape) == 2:
-            return shape[:1]
-    refuse(node, "nothing before it has tokens", "place it behind a Reshape to tokens")
+def _late_score(graph: Graph, node: Node) -> Shape:
+    """Shape of a gate's score, all of which is late, found upstream of where it comes from."""
+    edges = graph.into(node.name, "score")
+    return _data_shapes(graph, edges[0].source, {})[edges[0].source_port]
+
+
+_DATA_PORTS = frozenset({"in", "x", "q", "k", "v", "keys"})
+
+
+def _data_shapes(graph: Graph, name: str, found: dict[str, dict[str, Shape]]) -> dict[str, Shape]:
+    """Output shapes of a node from its data alone, without gates and sizes."""
+    if name not in found:
+        arriving: dict[str, list[Shape]] = {}
+        for edge in graph.into(name):
+            if edge.target_port in _DATA_PORTS:
+                shape = _data_shapes(graph, edge.source, found)[edge.source_port]
+                arriving.setdefault(edge.target_port, []).append(shape)
+        found[name] = output_shapes(graph[name], arriving)
+    return found[name]
 
 
 Ports = Iterator[tuple[str, Shape]]

@@ -1,0 +1,122 @@
+"""Graphs of our own model: what capture alone cannot see of it, and all passes in one call."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from atsnn.quantization import float_twin
+from atsnn.spikformer import Spikformer
+from export.capture import capture
+from export.graph import Edge, Gate, Graph, HaltingScore, Node, Readout
+from export.passes.fold_norm import FoldNorm
+from export.passes.quantize import Quantize
+from export.passes.schedule import Schedule
+from export.validation import topological, validate
+
+
+def capture_spikformer(model: Spikformer) -> Graph:
+    """The float graph of a Spikformer, or of the float twin of a quantised one.
+
+    The orders that look back (`rectangle`, `raster`, `steps`) get edges with lag 1 from the scores
+    of later blocks.
+
+    Raises:
+        UnsupportedModuleError, GraphError: see `export.capture.capture`.
+    """
+    twin = float_twin(model) if model.quantized else model
+    config = twin.config
+    example = torch.zeros(2, config.in_channels, *config.image_size)
+    graph = capture(twin, example, config.steps, method="forward_layers")
+    if twin.adaptive:
+        graph = _look_back(graph, twin)
+    labels = _labels(graph)
+    return validate(
+        replace(
+            graph,
+            blocks=labels,
+            metadata={"model": "Spikformer", "halting": config.halting.order},
+        )
+    )
+
+
+def compile_spikformer(model: Spikformer) -> Graph:
+    """Quantised, scheduled graph of a Spikformer; equals `quantize_model(model)` in every spike.
+
+    Raises:
+        UnsupportedModuleError, GraphError: see `export.capture.capture`.
+    """
+    bits = model.config.quantization
+    folded = FoldNorm()(capture_spikformer(model))
+    return Schedule()(Quantize(bits.pixel_bits, bits.fraction_bits)(folded))
+
+
+# --- gates that look back ---
+
+
+def _look_back(graph: Graph, model: Spikformer) -> Graph:
+    """Late edges into each gate: accumulated, they add up what the order lets it see."""
+    order, blocks = model.config.halting.order, model.config.blocks
+    if order not in ("rectangle", "raster", "steps"):
+        return graph
+    readout = next(graph.of_kind(Readout))
+    (stream,) = graph.into(readout.name, "x")
+    last = model.scores[blocks]
+    score = HaltingScore(
+        f"scores.{blocks}",
+        f"scores.{blocks}",
+        float(last.gamma.detach()),
+        float(last.beta.detach()),
+    )
+    edges = [*graph.edges, Edge(stream.source, score.name, stream.source_port)]
+    for index, gate in enumerate(graph.of_kind(Gate)):
+        first = blocks if order == "steps" else index + 1
+        stop = index + 2 if order == "rectangle" else blocks + 1
+        edges += [
+            Edge(f"scores.{late}", gate.name, target_port="score", lag=1)
+            for late in range(first, stop)
+        ]
+    if order == "steps":
+        edges = [e for e in edges if e.target_port != "score" or e.lag]
+    wired = replace(graph, nodes=(*graph.nodes, score), edges=tuple(edges))
+    return _without_dead_ends(replace(wired, nodes=topological(wired.nodes, wired)))
+
+
+def _without_dead_ends(graph: Graph) -> Graph:
+    """Drop scores and sums of scores that no gate sees."""
+    while True:
+        read = {edge.source for edge in graph.edges} | {"output"}
+        if all(node.name in read for node in graph.nodes):
+            return graph
+        graph = replace(
+            graph,
+            nodes=tuple(node for node in graph.nodes if node.name in read),
+            edges=tuple(edge for edge in graph.edges if edge.target in read),
+            blocks={name: label for name, label in graph.blocks.items() if name in read},
+        )
+
+
+# --- block labels ---
+
+
+def _labels(graph: Graph) -> dict[str, str]:
+    """`stem`, `block1` ... and `head`; a sum of scores belongs to the latest block it reads."""
+    labels: dict[str, str] = {}
+    order = ["stem"]
+    for node in graph.nodes:
+        label = _own_label(node)
+        if label is None:
+            before = [labels[e.source] for e in graph.into(node.name) if e.source in labels]
+            label = max(before, key=order.index, default="stem")
+        if label not in order:
+            order.append(label)
+        labels[node.name] = label
+    return labels
+
+
+def _own_label(node: Node) -> str | None:
+    part, _, rest = node.name.partition(".")
+    if part in ("blocks", "scores", "gates"):
+        return f"block{int(rest.split('.')[0]) + 1}"
+    return {"stem": "stem", "image": "stem", "readout": "head", "output": "head"}.get(part)
