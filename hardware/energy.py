@@ -1,8 +1,14 @@
-"""Energy per image of a network, system by system, each under its named convention."""
+"""Energy per image of a network, system by system, each under its named convention.
+
+Counts are exact; prices are not. So every row carries the convention that its joules follow and a
+grade, the weakest grade among the prices in it. Joules of different conventions must not be
+compared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,15 +16,60 @@ import numpy as np
 import numpy.typing as npt
 
 from export.graph import Graph
+from hardware.engine import run
+from hardware.errors import GpuMeasurementError, ProfileError
+from hardware.events import EventCounts
+from hardware.gpu import GpuMeasurement, GpuWork, gpu_work, measure_graph, modelled
+from hardware.profile import Grade, Profile, Quantity, load_profile, weakest
+from hardware.variants import open_all_gates
+
+CONVENTIONS = ("45nm-fp32", "45nm-int8", "spikformer-77fj")
+"""Profiles of the field's conventions, always shown beside the chip."""
+ANN_CONVENTIONS = ("45nm-fp32", "45nm-int8")
+PLAIN, ALL_TOKENS, ADAPTIVE = "SNN", "SNN, all tokens", "SNN, adaptive tokens"
+ANN = "quantised ANN of the same shape"
+BEST_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Energy per image in joules, as a range, and the weakest grade among its prices."""
+
+    low: float
+    high: float
+    grade: Grade
+
+    @property
+    def middle(self) -> float:
+        """The energy; of a range, its geometric middle."""
+        return self.low if self.low == self.high else math.sqrt(self.low * self.high)
+
+    def __add__(self, other: Cost) -> Cost:
+        grade = weakest([self.grade, other.grade])
+        return Cost(self.low + other.low, self.high + other.high, grade)
+
+
+FREE = Cost(0.0, 0.0, "measured")
 
 
 @dataclass(frozen=True)
 class EnergyRow:
-    """One line of the energy table; `as_json()` has system, convention, grade, joules_per_image, sops, macs."""
+    """One line of the energy table.
+
+    Attributes:
+        system: what computes: "SNN, all tokens", "SNN, adaptive tokens" ("SNN" where the network
+            has no gates), the ANN of the same shape, or one of them on a GPU.
+        convention: the prices used; joules of different conventions must not be compared.
+        grade: the weakest grade among those prices; of a measurement, "measured".
+        joules_per_image: energy of one image; where only a range is known, its geometric middle.
+        sops, macs: synaptic operations and multiplications of one image that the row prices.
+        joules_low, joules_high: the range; equal where the prices are single numbers.
+        note: what else must be known, or "".
+    """
 
     system: str
     convention: str
-    grade: str
+    grade: Grade
     joules_per_image: float
     sops: float
     macs: float
@@ -27,16 +78,36 @@ class EnergyRow:
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        raise NotImplementedError
+        return {
+            "system": self.system,
+            "convention": self.convention,
+            "grade": self.grade,
+            "joules_per_image": self.joules_per_image,
+            "sops": self.sops,
+            "macs": self.macs,
+            "joules_low": self.joules_low,
+            "joules_high": self.joules_high,
+            "note": self.note,
+        }
 
 
 @dataclass(frozen=True)
 class EnergyTable:
-    """Rows of the table over `images` images; `as_json()` gives the list of rows."""
+    """Rows of the table; `as_json()` gives the list of rows.
+
+    Attributes:
+        rows: the rows, in print order.
+        images: number of images that the events were counted over.
+        average_tokens: of the adaptive graph, mean over images of open gates / (L * T * N).
+        all_tokens, adaptive: the event counts behind the rows (`adaptive` is the same object as
+            `all_tokens` if the graph has no gates).
+    """
 
     rows: tuple[EnergyRow, ...]
     images: int
     average_tokens: float
+    all_tokens: EventCounts
+    adaptive: EventCounts
 
     def as_json(self) -> list[dict[str, Any]]:
         return [row.as_json() for row in self.rows]
@@ -54,7 +125,238 @@ def energy_table(
     """Run the adaptive graph and its all-tokens form, count events, and price them.
 
     Args:
-        profile: name of a shipped chip profile or path of a YAML file.
-        gpu: "auto" measures by NVML where a GPU is usable, else models it from `gpu_profile`.
+        graph: a quantised graph.
+        images: raw 8-bit pixels, uint8 [B, *input shape].
+        profile: name of a shipped chip profile, or path of a YAML file.
+        gpu: "auto" measures by NVML where a GPU is usable and else models it from `gpu_profile`;
+            "measured" insists; "none" leaves the GPU out.
+        gpu_profile: name of a shipped GPU profile, or path of a YAML file.
+        progress: called with (images done, images in all), both runs together.
+
+    Raises:
+        EngineError: see `hardware.engine.run`.
+        ProfileError: unknown or incomplete profile, or one of the wrong kind.
+        GpuMeasurementError: gpu is "measured" and there is no usable GPU.
     """
-    raise NotImplementedError
+    chip, gpu_figures = _profile(profile, ("chip", "convention")), _profile(gpu_profile, ("gpu",))
+    dense_graph = open_all_gates(graph)
+    gated = len(dense_graph.nodes) < len(graph.nodes)
+    counted = _Progress(progress, len(images) * (1 + gated))
+    all_tokens = _count(dense_graph, images, counted)
+    adaptive, average = all_tokens, 1.0
+    if gated:
+        result = run(graph, images, record="none", progress=counted.more)
+        assert result.events is not None  # counting is on
+        adaptive, average = result.events, result.average_tokens
+    system = ALL_TOKENS if gated else PLAIN
+    rows = [
+        *_spiking_rows(system, all_tokens, chip),
+        *(_spiking_rows(ADAPTIVE, adaptive, chip) if gated else ()),
+        *(ann_row(all_tokens, load_profile(name)) for name in ANN_CONVENTIONS),
+        *_gpu_rows(system, dense_graph, images, gpu, gpu_figures),
+    ]
+    return EnergyTable(tuple(rows), len(images), average, all_tokens, adaptive)
+
+
+class _Progress:
+    """Adds up the progress of several runs."""
+
+    def __init__(self, report: Callable[[int, int], None] | None, total: int) -> None:
+        self.report, self.total, self.before, self.last = report, total, 0, 0
+
+    def more(self, done: int, _: int) -> None:
+        if done < self.last:
+            self.before += self.last
+        self.last = done
+        if self.report:
+            self.report(self.before + done, self.total)
+
+
+def _count(graph: Graph, images: npt.NDArray[np.uint8], progress: _Progress) -> EventCounts:
+    events = run(graph, images, record="none", progress=progress.more).events
+    assert events is not None  # counting is on
+    return events
+
+
+def _profile(name: str, kinds: tuple[str, ...]) -> Profile:
+    profile = load_profile(name)
+    if profile.kind not in kinds:
+        raise ProfileError(
+            f"profile '{name}' is a {profile.kind}, but a {' or '.join(kinds)} is wanted here"
+        )
+    return profile
+
+
+# --- prices of events ---
+
+
+def price(
+    events: EventCounts, profile: Profile, graded: Literal["once", "unrolled"] = "once"
+) -> dict[str, Cost]:
+    """Energy per image by cause, mean over the images.
+
+    Args:
+        events: what was counted.
+        profile: a chip or a convention.
+        graded: how a message with a value above 1 is priced where there is one price for all
+            synaptic operations: once, or as so many unit messages.
+
+    Returns:
+        "synaptic operations", or "additions" and "multiplications"; and "active neuron updates" and
+        "idle neuron updates" where the profile prices them.
+    """
+    prices = profile.energy
+    causes: dict[str, tuple[str, Quantity | None]]
+    if prices.synaptic_operation:
+        field = "sops" if graded == "once" else "unrolled_acs"
+        causes = {"synaptic operations": (field, prices.synaptic_operation)}
+    else:
+        causes = {
+            "additions": ("acs", prices.accumulate),
+            "multiplications": ("macs", prices.multiply_accumulate),
+        }
+    causes["active neuron updates"] = ("updates_active", prices.neuron_update_active)
+    causes["idle neuron updates"] = ("updates_idle", prices.neuron_update_idle)
+    return {
+        cause: cost_of(events.mean(field), quantity)
+        for cause, (field, quantity) in causes.items()
+        if quantity is not None
+    }
+
+
+def cost_of(count: float, quantity: Quantity) -> Cost:
+    """So many events at so much each."""
+    low, high = quantity.range
+    return Cost(count * low, count * high, quantity.grade)
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """Sum of costs."""
+    return sum(costs, FREE)
+
+
+def by_layer(
+    events: EventCounts, profile: Profile, graded: Literal["once", "unrolled"] = "once"
+) -> dict[str, Cost]:
+    """Energy per image of each node, in the order of the graph."""
+    layers = events.group(lambda node: node.name)
+    return {name: total(price(part, profile, graded).values()) for name, part in layers.items()}
+
+
+def _spiking_rows(system: str, events: EventCounts, chip: Profile) -> list[EnergyRow]:
+    rows = [spiking_row(system, events, load_profile(name)) for name in CONVENTIONS]
+    rows.append(spiking_row(system, events, chip))
+    bits = chip.limits.graded_spike_bits
+    if bits is not None and bits.middle == 0:
+        rows.append(spiking_row(system, events, chip, "unrolled"))
+    return rows
+
+
+def spiking_row(
+    system: str,
+    events: EventCounts,
+    profile: Profile,
+    graded: Literal["once", "unrolled"] = "once",
+) -> EnergyRow:
+    """The network's events under one profile."""
+    cost = total(price(events, profile, graded).values())
+    unrolled = graded == "unrolled"
+    note = "without traffic between cores (needs a placement)" if profile.kind == "chip" else ""
+    return EnergyRow(
+        system,
+        profile.convention + (", graded spikes as unit spikes" if unrolled else ""),
+        cost.grade,
+        cost.middle,
+        events.mean("unrolled_acs" if unrolled else "sops"),
+        0.0 if unrolled else events.mean("macs"),
+        cost.low,
+        cost.high,
+        note,
+    )
+
+
+def ann_row(events: EventCounts, profile: Profile) -> EnergyRow:
+    """A dense network of the same shape: one pass, every multiplication done.
+
+    Raises:
+        ProfileError: the profile has no price of a MAC.
+    """
+    price_of_mac = profile.energy.multiply_accumulate
+    if price_of_mac is None:
+        raise ProfileError(f"profile '{profile.name}' has no price for multiply_accumulate")
+    cost = cost_of(events.dense_macs, price_of_mac)
+    return EnergyRow(
+        ANN,
+        profile.convention,
+        cost.grade,
+        cost.middle,
+        0.0,
+        float(events.dense_macs),
+        cost.low,
+        cost.high,
+        "one pass, softmax attention shape, no activations counted",
+    )
+
+
+# --- GPUs ---
+
+
+def _gpu_rows(
+    system: str, graph: Graph, images: npt.NDArray[np.uint8], gpu: str, profile: Profile
+) -> list[EnergyRow]:
+    """Measured where that is wanted and possible, else modelled."""
+    if gpu == "none":
+        return []
+    work = gpu_work(graph)
+    problem = ""
+    if gpu != "modelled":
+        try:
+            return [
+                measured_row(measure_graph(graph, images, batch), work, batch, system)
+                for batch in (1, BEST_BATCH)
+            ]
+        except GpuMeasurementError as error:
+            if gpu == "measured":
+                raise
+            problem = str(error)
+    return [
+        modelled_row(work, profile, 1, system, problem),
+        modelled_row(work, profile, BEST_BATCH, system, problem),
+        modelled_row(work.one_pass(), profile, BEST_BATCH, ANN, problem),
+    ]
+
+
+def modelled_row(
+    work: GpuWork, profile: Profile, batch: int, system: str, problem: str = ""
+) -> EnergyRow:
+    """The dense network on a GPU, from a roofline; `problem` says why it was not measured."""
+    low, high, grade = modelled(work, profile, batch)
+    cost = Cost(low, high, grade)
+    return EnergyRow(
+        f"{system}, on a GPU, batch {batch}",
+        f"{profile.convention} (modelled)",
+        grade,
+        cost.middle,
+        0.0,
+        float(work.macs),
+        low,
+        high,
+        f"modelled: {problem}" if problem else "modelled",
+    )
+
+
+def measured_row(measurement: GpuMeasurement, work: GpuWork, batch: int, system: str) -> EnergyRow:
+    """A measurement by NVML; total energy of the board, idle power included."""
+    energies = [window.total_joules_per_image for window in measurement.windows]
+    return EnergyRow(
+        f"{system}, on a GPU, batch {batch}",
+        f"{measurement.device}, NVML, total board energy (measured)",
+        "measured",
+        measurement.total_joules_per_image,
+        0.0,
+        float(work.macs),
+        min(energies),
+        max(energies),
+        f"dynamic {measurement.dynamic_joules_per_image:.3g} J, "
+        f"idle {measurement.idle_watts:.1f} W, {len(energies)} windows",
+    )

@@ -4,13 +4,15 @@ How things are counted (a *message* is a non-zero value that arrives at a node's
 
 * Conv, Linear, OrPool, Add: one SOP per message and synapse, exact at the borders of a convolution.
   A synapse counts even if its weight is 0. An Add or OrPool is a synapse of weight 1. What a halted
-  token would send into a gated Linear is not sent.
-* A pixel, and any graded value above 1, is one SOP per synapse and either one MAC (`macs`) or as many
-  additions as its size, rounded up in units of the residual stream (`unrolled_acs`); a message of
-  value 1 is one addition (`acs`). So `sops = acs + macs`.
+  token would send into a gated Linear is not sent; its residual stream still passes the Adds.
+* A pixel, and any graded value above 1, that meets a weight is one SOP per synapse and one MAC
+  (`macs`), or as many additions as its size, rounded up in units of the residual stream
+  (`unrolled_acs`). A message of value 1 is one addition (`acs`), and so is any value where nothing
+  is multiplied (Add, OrPool, Gate, the sum of a Readout without sizes). So `sops = acs + macs`.
 * Pixels are sent anew at every time step, as the Lava network does it, although the engine computes
   the first layer once.
-* Attention: both orders are counted, coincidences (an AND that adds one) and reads; see `AttentionOrder`.
+* Attention: both orders are counted, coincidences (an AND that adds one) and reads; see
+  `AttentionOrder`. A node's own counts are those of the order that is cheaper over all images.
 * Neuron updates: `updates_idle` are those that change nothing (no input, no state, no bias); relays
   (Add, OrPool, Attention, Merge) are active where their output is not 0.
 * Merge: the similarities (every non-zero element of an eligible even token meets every eligible odd
@@ -51,30 +53,23 @@ TABLE_FIRST = "q (k^T v)"
 class AttentionOrder:
     """Events of one order of the attention product, each int64 [images].
 
-    `(q k^T) v`: every coincidence of a q and a k spike adds one to a score; every non-zero score is
-    read by every v spike of its token. `q (k^T v)`: every coincidence of k and v adds one to the
-    head's table; every q spike reads the non-zero entries of its row.
+    `(q k^T) v`: every coincidence of a q and a k spike adds one to a score; every v spike reads the
+    non-zero scores of its token. `q (k^T v)`: every coincidence of k and v adds one to the head's
+    table; every q spike reads the non-zero entries of its row. What is read acts as a weight: one
+    spike adds it once, so a read is one addition.
 
     Attributes:
         coincidences: additions of one.
-        single_reads, graded_reads: entries read that are 1, and above 1.
-        unrolled_reads: sum of the entries read.
+        reads: entries read and added.
     """
 
     coincidences: PerImage
-    single_reads: PerImage
-    graded_reads: PerImage
-    unrolled_reads: PerImage
+    reads: PerImage
 
-    def counts(self) -> dict[str, PerImage]:
-        """The fields sops, acs, macs and unrolled_acs, each int64 [images]."""
-        acs = self.coincidences + self.single_reads
-        return {
-            "sops": acs + self.graded_reads,
-            "acs": acs,
-            "macs": self.graded_reads,
-            "unrolled_acs": self.coincidences + self.unrolled_reads,
-        }
+    @property
+    def sops(self) -> PerImage:
+        """All additions, int64 [images]."""
+        return self.coincidences + self.reads
 
 
 @dataclass(frozen=True)
@@ -120,8 +115,7 @@ class NodeEvents:
             record["attention"] = {
                 "order": self.order,
                 "sops_per_image": {
-                    name: float(order.counts()["sops"].mean())
-                    for name, order in self.orders.items()
+                    name: float(order.sops.mean()) for name, order in self.orders.items()
                 },
                 "coincidences_per_image": {
                     name: float(order.coincidences.mean()) for name, order in self.orders.items()
@@ -204,12 +198,7 @@ class NodeCounter:
 
 
 def _added(a: AttentionOrder, b: AttentionOrder) -> AttentionOrder:
-    return AttentionOrder(
-        a.coincidences + b.coincidences,
-        a.single_reads + b.single_reads,
-        a.graded_reads + b.graded_reads,
-        a.unrolled_reads + b.unrolled_reads,
-    )
+    return AttentionOrder(a.coincidences + b.coincidences, a.reads + b.reads)
 
 
 @dataclass(frozen=True)
@@ -245,17 +234,15 @@ def _node_events(label: NodeLabel, counters: list[NodeCounter]) -> NodeEvents:
     }
     orders = {
         name: AttentionOrder(
-            *(
-                np.concatenate([getattr(c.orders[name], part) for c in counters])
-                for part in AttentionOrder.__dataclass_fields__
-            )
+            np.concatenate([c.orders[name].coincidences for c in counters]),
+            np.concatenate([c.orders[name].reads for c in counters]),
         )
         for name in (counters[0].orders if counters else ())
     }
     chosen = ""
     if orders:
-        chosen = min(orders, key=lambda name: int(orders[name].counts()["sops"].sum()))
-        counts.update(orders[chosen].counts())
+        chosen = min(orders, key=lambda name: int(orders[name].sops.sum()))
+        counts.update(dict.fromkeys(("sops", "acs", "unrolled_acs"), orders[chosen].sops))
     return NodeEvents(
         label.name, label.kind, label.source, label.block, label.dense_macs, counts, orders, chosen
     )

@@ -4,21 +4,126 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from hardware.energy import EnergyTable
-from hardware.events import EventCounts
-from hardware.verify import VerificationResult
+from hardware.energy import EnergyRow, EnergyTable
+from hardware.engine import EngineResult
+from hardware.events import EventCounts, NodeEvents
+from hardware.verify import StageResult, VerificationResult
+
+_JOULE_PREFIXES = ((1.0, "J"), (1e-3, "mJ"), (1e-6, "uJ"), (1e-9, "nJ"), (1e-12, "pJ"))
+_COUNT_PREFIXES = ((1e9, " G"), (1e6, " M"), (1e3, " k"))
+
+
+def format_joules(joules: float) -> str:
+    """Three significant digits with a prefix: 0.000734 -> "734 uJ"."""
+    for factor, unit in _JOULE_PREFIXES:
+        if joules >= factor:
+            return f"{joules / factor:.3g} {unit}" if joules < 999.5 * factor else f"{joules:.0f} J"
+    return f"{joules / 1e-12:.3g} pJ"
+
+
+def format_count(count: float) -> str:
+    """Three significant digits with a prefix: 4682000 -> "4.68 M"."""
+    for factor, unit in _COUNT_PREFIXES:
+        if count >= factor:
+            return f"{count / factor:.3g}{unit}"
+    return f"{count:.3g}"
 
 
 def energy_rich_table(table: EnergyTable) -> Table:
-    """System, convention, grade, energy per image, SOPs, MACs."""
-    raise NotImplementedError
+    """System, convention, grade, energy per image, SOPs, MACs; one section per system."""
+    out = Table(title=f"Energy per image (mean over {table.images} images)")
+    for heading in ("system", "convention", "grade"):
+        out.add_column(heading)
+    for heading in ("energy", "SOPs", "MACs"):
+        out.add_column(heading, justify="right", no_wrap=True)
+    for row, following in zip(table.rows, (*table.rows[1:], None), strict=True):
+        out.add_row(
+            row.system,
+            row.convention,
+            row.grade,
+            _energy(row),
+            format_count(row.sops) if row.sops else "-",
+            format_count(row.macs) if row.macs else "-",
+            end_section=following is None or following.system != row.system,
+        )
+    out.caption = (
+        f"Average tokens {table.average_tokens:.1%} (open gates / (blocks x steps x tokens)). "
+        "Joules of different conventions must not be compared."
+    )
+    return out
+
+
+def _energy(row: EnergyRow) -> str:
+    if row.joules_low == row.joules_high:
+        return format_joules(row.joules_per_image)
+    return f"{format_joules(row.joules_low)} ... {format_joules(row.joules_high)}"
 
 
 def verify_rich_table(result: VerificationResult) -> Table:
-    """One line per stage: from, to, images, spikes compared, differing, first difference."""
-    raise NotImplementedError
+    """One line per stage: from, to, images, layers, compared, differing, first difference."""
+    out = Table(title="Spikes compared, every layer and time step")
+    for heading in ("from", "to"):
+        out.add_column(heading)
+    for heading in ("images", "layers", "compared", "differing"):
+        out.add_column(heading, justify="right", no_wrap=True)
+    out.add_column("first difference")
+    for stage in result.stages:
+        out.add_row(
+            stage.from_stage,
+            stage.to_stage,
+            str(stage.images),
+            str(stage.nodes_compared),
+            f"{stage.spikes_compared:,}",
+            str(stage.spikes_differing),
+            _difference(stage),
+        )
+    return out
+
+
+def _difference(stage: StageResult) -> str:
+    if stage.first_difference is None:
+        return "none: equal"
+    return str(stage.first_difference)
 
 
 def layers_rich_table(all_tokens: EventCounts, adaptive: EventCounts | None = None) -> Table:
     """Events per layer and image; with `adaptive`, all tokens and adaptive side by side."""
-    raise NotImplementedError
+    shown = adaptive or all_tokens
+    out = Table(title=f"Events per layer and image (mean over {shown.images} images)")
+    out.add_column("layer")
+    out.add_column("kind")
+    headings = ["SOPs, all tokens", "SOPs, adaptive"] if adaptive else ["SOPs"]
+    for heading in (*headings, "ACs", "MACs", "spikes", "updates", "gated off"):
+        out.add_column(heading, justify="right")
+    before = {node.name: node for node in all_tokens.nodes}
+    for node in shown.nodes:
+        if node.kind in ("Reshape", "Output"):
+            continue
+        known = before.get(node.name)
+        both = [format_count(known.mean("sops")) if known else "-"] if adaptive else []
+        out.add_row(node.name, _kind(node), *both, *_counts(node))
+    both = [format_count(all_tokens.mean("sops"))] if adaptive else []
+    out.add_section()
+    out.add_row("all layers", "", *both, *_counts(shown))
+    return out
+
+
+def _kind(node: NodeEvents) -> str:
+    return f"{node.kind}, {node.order}" if node.order else node.kind
+
+
+def _counts(events: NodeEvents | EventCounts) -> list[str]:
+    updates = events.mean("updates_active") + events.mean("updates_idle")
+    means = [events.mean(name) for name in ("sops", "acs", "macs", "spikes")]
+    return [format_count(n) for n in (*means, updates, events.mean("updates_gated"))]
+
+
+def tokens_rich_table(result: EngineResult) -> Table:
+    """Share of open gates per block and time step, mean over the images."""
+    out = Table(title=f"Open gates per block and step (average tokens {result.average_tokens:.1%})")
+    out.add_column("gate")
+    for t in range(result.steps):
+        out.add_column(f"t = {t}", justify="right")
+    for name, shares in zip(result.gates, result.tokens_per_block, strict=True):
+        out.add_row(name, *(f"{share:.1%}" for share in shares))
+    return out

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,8 @@ Images = npt.NDArray[np.uint8]
 Trace = Mapping[str, npt.NDArray]
 
 TORCH, ENGINE = "quantised torch", "engine"
-LAVA_GRAINS = {"lava-layers": "layers", "lava-blocks": "blocks"}
+Grain = Literal["layers", "blocks"]
+LAVA_GRAINS: dict[str, Grain] = {"lava-layers": "layers", "lava-blocks": "blocks"}
 LOGITS = "logits"
 
 
@@ -110,7 +111,7 @@ class Stage:
 
     Attributes:
         name: how reports call it.
-        trace: images uint8 [B, *input shape] -> node name -> [T, B, ...], and "logits" [B, classes].
+        trace: images uint8 [B, *input shape] -> {node name: [T, B, ...], "logits": [B, classes]}.
         partial: True if it may lack inner layers (Lava at grain "blocks").
     """
 
@@ -193,7 +194,7 @@ def torch_stage(graph: Graph) -> Stage:
     return Stage(TORCH, lambda images: torch_trace(graph, images))
 
 
-def lava_stage(graph: Graph, grain: str) -> Stage:
+def lava_stage(graph: Graph, grain: Grain) -> Stage:
     """The Lava network at grain "layers" or "blocks".
 
     Raises:

@@ -1,4 +1,4 @@
-"""Bit-exact numpy executor of quantised graphs: `run(graph, images) -> EngineResult`. Needs no torch."""
+"""Bit-exact numpy executor of quantised graphs: `run(graph, images)`. Needs no torch."""
 
 from hardware.engine.result import EngineResult, LayerRange
 from hardware.engine.runner import run

@@ -20,7 +20,6 @@ from export.graph import (
     Conv,
     Gate,
     HaltingScore,
-    Input,
     Linear,
     Merge,
     Node,
@@ -44,9 +43,9 @@ Outputs = dict[str, Array]
 class Executor:
     """What all executors share.
 
-    `start(images)` sets the state to that before the first step of a batch. `advance(inputs, steps,
-    counter)` lets `steps` time steps pass and returns the value of each output port, [steps, B, ...]
-    (or [1, B, ...] if it stands still); with a counter it counts events.
+    `start(images)` sets the state to that before the first step of a batch.
+    `advance(inputs, steps, counter)` lets `steps` time steps pass and returns the value of each
+    output port, [steps, B, ...], or [1, B, ...] if it stands still. With a counter it counts events.
     """
 
     def __init__(self, node: Node, plan: Plan) -> None:
@@ -59,12 +58,13 @@ class Executor:
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         raise NotImplementedError
 
-    def traffic(self, port: str) -> Traffic:
-        """How messages into a port count."""
-        edge = self.plan.edges(self.node_name, port)[0]
-        source = self.plan.graph[edge.source]
-        pixels = isinstance(source, Input) and source.bits > 1
-        return Traffic(pixels, 1 if pixels else 2**self.plan.graph.fraction_bits)
+    def traffic(self, port: str, multiplied: bool = True) -> list[Traffic]:
+        """How the messages of each edge into a port count."""
+        sources = [edge.source for edge in self.plan.edges(self.node_name, port)]
+        return [
+            Traffic(self.plan.units[source], multiplied, multiplied and source in self.plan.pixels)
+            for source in sources
+        ]
 
 
 class ConvExecutor(Executor):
@@ -85,7 +85,7 @@ class ConvExecutor(Executor):
         (maps,) = inputs["in"]
         if counter:
             fan_out = self.convolve.fan_out((self.size[0], self.size[1]))
-            counting.weigh(counter, maps, fan_out, steps // len(maps), self.traffic("in"))
+            counting.weigh(counter, maps, fan_out, steps // len(maps), *self.traffic("in"))
         out = self.convolve(maps.reshape(-1, *maps.shape[2:]))
         return {"out": out.reshape(*maps.shape[:2], *out.shape[1:])}
 
@@ -104,14 +104,14 @@ class LinearExecutor(Executor):
             return {"out": self._open_rows(values, gate, counter)}
         if counter:
             repeat = steps // len(values)
-            counting.weigh(counter, values, self.matrix.shape[1], repeat, self.traffic("in"))
+            counting.weigh(counter, values, self.matrix.shape[1], repeat, *self.traffic("in"))
         return {"out": self._product(values)}
 
     def _open_rows(self, values: Array, gate: Array, counter: NodeCounter | None) -> Array:
         values = np.broadcast_to(values, (len(gate), *values.shape[1:]))
         if counter:
             sent = values * gate[..., None]
-            counting.weigh(counter, sent, self.matrix.shape[1], 1, self.traffic("in"))
+            counting.weigh(counter, sent, self.matrix.shape[1], 1, *self.traffic("in"))
         out = np.zeros((*values.shape[:-1], self.matrix.shape[1]), np.int32)
         out[gate] = self._product(values[gate])
         return out
@@ -181,7 +181,7 @@ class OrPoolExecutor(Executor):
         out = out.reshape(*maps.shape[:2], *out.shape[1:])
         if counter:
             repeat = steps // len(maps)
-            counting.weigh(counter, maps, self.hits, repeat, self.traffic("in"))
+            counting.weigh(counter, maps, self.hits, repeat, *self.traffic("in", False))
             counter.add("spikes", repeat * counting.per_image(out != 0))
             _count_relays(counter, out, repeat)
         return {"out": out}
@@ -204,20 +204,14 @@ class AddExecutor(Executor):
     def __init__(self, node: Add, plan: Plan) -> None:
         super().__init__(node, plan)
         self.shifts = node.shifts
-        edges = plan.edges(node.name, "in")
-        self.pixels = [
-            isinstance(source := plan.graph[edge.source], Input) and source.bits > 1
-            for edge in edges
-        ]
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         total: Array = np.zeros((), np.int32)
         for value, shift in zip(inputs["in"], self.shifts, strict=True):
             total = total + (value.astype(np.int32) << shift)
         if counter:
-            for value, pixels in zip(inputs["in"], self.pixels, strict=True):
-                unit = 1 if pixels else 2**self.plan.graph.fraction_bits
-                counting.weigh(counter, value, 1, steps // len(value), Traffic(pixels, unit))
+            for value, traffic in zip(inputs["in"], self.traffic("in", False), strict=True):
+                counting.weigh(counter, value, 1, steps // len(value), traffic)
             _count_relays(counter, total, steps // len(total))
         return {"out": total}
 
@@ -257,9 +251,8 @@ class AttentionExecutor(Executor):
         table = np.swapaxes(keys, -1, -2) @ values
         out = queries @ table
         if counter:
-            out_sum = counting._floats(out)
-            counter.add_order(SCORES_FIRST, counting.scores_first(queries, keys, values, out_sum))
-            counter.add_order(TABLE_FIRST, counting.table_first(queries, table, out_sum))
+            counter.add_order(SCORES_FIRST, counting.scores_first(queries, keys, values))
+            counter.add_order(TABLE_FIRST, counting.table_first(queries, table))
             for spikes in (q, k, v):
                 counter.add("messages", counting.per_image(spikes))
         return kernels.tokens_of(out)
@@ -433,7 +426,8 @@ class ReadoutExecutor(Executor):
         over = tuple(axis for axis in range(weighted.ndim - 1) if axis != 1)
         self.total += repeat * weighted.sum(axis=over)
         if counter:
-            counting.weigh(counter, weighted, 1, repeat, self.traffic("x"))
+            sized = bool(inputs.get("size"))
+            counting.weigh(counter, weighted, 1, repeat, *self.traffic("x", sized))
             counter.add("updates_active", steps * self.weight.shape[1])
         return {}
 

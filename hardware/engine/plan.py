@@ -1,4 +1,4 @@
-"""What the engine knows of a graph before it runs: wiring, shapes, value ranges, what stands still."""
+"""What the engine knows of a graph before it runs: wiring, shapes, ranges, what stands still."""
 
 from __future__ import annotations
 
@@ -61,6 +61,8 @@ class Plan:
         bounds: (node, output port) -> range of the values; signed, unlike `export.ranges.maxima`.
         static: nodes whose output is the same at every time step.
         attention_gates: attention node -> output port of the gate that its q, k and v share.
+        units: node -> value of one spike, of one pixel level or of one full halting score in it.
+        pixels: nodes whose output is the image as it is, or rearranged.
     """
 
     graph: Graph
@@ -69,6 +71,8 @@ class Plan:
     bounds: dict[Port, Interval]
     static: frozenset[str]
     attention_gates: dict[str, Port]
+    units: dict[str, int]
+    pixels: frozenset[str]
 
     def edges(self, node: str, port: str) -> tuple[Edge, ...]:
         return self.inputs.get((node, port), ())
@@ -117,7 +121,7 @@ def make_plan(graph: Graph, moving_input: bool = False) -> Plan:
         )
     validate(graph)
     static = frozenset() if moving_input else _static(graph)
-    plan = Plan(graph, _wiring(graph), shapes(graph), {}, static, {})
+    plan = Plan(graph, _wiring(graph), shapes(graph), {}, static, {}, _units(graph), _pixels(graph))
     for node in graph.nodes:
         _check(plan, node)
         bound = _BOUNDS.get(node.kind, lambda plan, node: SPIKE)(plan, node)
@@ -148,6 +152,28 @@ def _static(graph: Graph) -> frozenset[str]:
         ):
             static.add(node.name)
     return frozenset(static)
+
+
+def _units(graph: Graph) -> dict[str, int]:
+    units: dict[str, int] = {}
+    for node in graph.nodes:
+        before = [units[edge.source] for edge in graph.into(node.name) if not edge.lag]
+        if isinstance(node, HaltingScore) or (isinstance(node, Add) and SCORE_UNITY in before):
+            units[node.name] = SCORE_UNITY
+        elif isinstance(node, Reshape | OrPool):
+            units[node.name] = before[0]
+        else:
+            units[node.name] = 2**graph.fraction_bits if isinstance(node, Add | Merge) else 1
+    return units
+
+
+def _pixels(graph: Graph) -> frozenset[str]:
+    pixels: set[str] = set()
+    for node in graph.nodes:
+        rearranged = isinstance(node, Reshape) and graph.into(node.name)[0].source in pixels
+        if rearranged or (isinstance(node, Input) and node.bits > 1):
+            pixels.add(node.name)
+    return frozenset(pixels)
 
 
 def _check(plan: Plan, node: Node) -> None:

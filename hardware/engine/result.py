@@ -33,8 +33,8 @@ class EngineResult:
 
     Attributes:
         logits: float64 [B, classes]; of a network that ends in spikes, the spike counts.
-        trace: node name -> array [T, B, ...]: LIF and OrPool bool, Gate uint8, others int32 or int64;
-            and "logits". What it holds is chosen by `run(..., record=...)`.
+        trace: node name -> array [T, B, ...]: LIF and OrPool bool, Gate uint8, others int32 or
+            int64; and "logits". What it holds is chosen by `run(..., record=...)`.
         gates: Gate node -> uint8 [T, B, N], in the order of the blocks, always present.
         events: event counts per node and image, or None if they were not asked for.
         ranges: one entry per LIF node, in topological order.

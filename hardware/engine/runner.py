@@ -87,7 +87,7 @@ def _check_images(plan: Plan, images: Array, moving: bool) -> None:
         )
     if images.dtype != np.uint8:
         raise EngineError(
-            f"images of type {images.dtype}, but the network takes raw 8-bit pixels (uint8, 0 to 255)"
+            f"images of type {images.dtype}, but the network takes raw 8-bit pixels (uint8)"
         )
     if not moving:
         if len(images) == 0:
@@ -96,7 +96,7 @@ def _check_images(plan: Plan, images: Array, moving: bool) -> None:
     if node.bits != 1:
         raise EngineError(
             f"`{node.name}` takes {node.bits}-bit pixels, which stand still: give "
-            f"[images, {', '.join(map(str, node.shape))}]; only a 1-bit input takes events over time"
+            f"[images, {', '.join(map(str, node.shape))}]; only a 1-bit input takes events"
         )
     if images.shape[0] != plan.graph.steps or images.shape[1] == 0 or images.max() > 1:
         raise EngineError(
