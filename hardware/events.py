@@ -5,10 +5,11 @@ How things are counted (a *message* is a non-zero value that arrives at a node's
 * Conv, Linear, OrPool, Add: one SOP per message and synapse, exact at the borders of a convolution.
   A synapse counts even if its weight is 0. An Add or OrPool is a synapse of weight 1. What a halted
   token would send into a gated Linear is not sent; its residual stream still passes the Adds.
-* A pixel, and any graded value above 1, that meets a weight is one SOP per synapse and one MAC
-  (`macs`), or as many additions as its size, rounded up in units of the residual stream
-  (`unrolled_acs`). A message of value 1 is one addition (`acs`), and so is any value where nothing
-  is multiplied (Add, OrPool, Gate, the sum of a Readout without sizes). So `sops = acs + macs`.
+* A pixel, and any value of the residual stream but that of a single spike (1, or 2^F with F
+  fractional bits), that meets a weight is one SOP per synapse and one MAC (`macs`), or as many
+  additions as it stands for spikes, rounded up (`unrolled_acs`). A single spike is one addition
+  (`acs`), and so is any value where nothing is multiplied (Add, OrPool, Gate, the sum of a Readout
+  without sizes). So `sops = acs + macs`.
 * Pixels are sent anew at every time step, as the Lava network does it, although the engine computes
   the first layer once.
 * Attention: both orders are counted, coincidences (an AND that adds one) and reads; see

@@ -51,7 +51,7 @@ def weigh(
         if traffic.pixels:
             macs = sops
         elif traffic.multiplied:
-            macs = repeat * _total(_per_site(sizes > 1) * fan_out)
+            macs = repeat * _total(_per_site((sizes > 0) & (sizes != traffic.unit)) * fan_out)
     counter.add("sops", sops)
     counter.add("acs", sops - macs)
     counter.add("macs", macs)

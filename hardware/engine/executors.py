@@ -45,7 +45,7 @@ class Executor:
 
     `start(images)` sets the state to that before the first step of a batch.
     `advance(inputs, steps, counter)` lets `steps` time steps pass and returns the value of each
-    output port, [steps, B, ...], or [1, B, ...] if it stands still. With a counter it counts events.
+    output port, [steps, B, ...], or [1, B, ...] if it stands still; with a counter it counts.
     """
 
     def __init__(self, node: Node, plan: Plan) -> None:

@@ -43,7 +43,7 @@ class Sketch:
         self.rng = np.random.default_rng(self.seed)
 
     def node(self, node: Node, **inputs: Any) -> str:
-        """Add a node; an input is "name", "name:port", or a list of them. `in_` is the port `in`."""
+        """Add a node; inputs are "name", "name:port" or lists of them; `in_` is the port `in`."""
         self.nodes.append(node)
         for port, sources in inputs.items():
             for source in sources if isinstance(sources, list) else [sources]:
@@ -78,11 +78,11 @@ class Sketch:
 def conv_network(
     seed: int = 0, steps: int = 3, bits: int = 4, du: int = 4095, dv: int = 2048
 ) -> Graph:
-    """Two strided, padded, grouped convolutions with a pool, a dense layer, and spikes at the end."""
+    """Two convolutions (strided, padded, grouped), a pool, a dense layer, spikes at the end."""
     s = Sketch(seed)
     image = s.node(Input("image", "", (2, 7, 6), bits))
     s.node(Conv("conv1", "net.conv1", s.weights(4, 2, 3, 3), None, (1, 2), (1, 1)), in_=image)
-    s.lif("lif1", "conv1", 600, 4, du=du, dv=dv)
+    s.lif("lif1", "conv1", 40 << bits, 4, du=du, dv=dv)
     s.node(OrPool("pool", "net.pool", (3, 3), (2, 2), (1, 1)), in_="lif1")
     s.node(
         Conv("conv2", "net.conv2", s.weights(6, 2, 2, 2), None, (1, 1), (1, 0), (2, 1), 2),
@@ -119,7 +119,10 @@ class Adaptive:
         s, d, f = Sketch(self.seed), self.channels, self.fraction_bits
         labels: dict[str, str] = {}
         s.node(Input("image", "", (2, 4, 4), 4))
-        s.node(Conv("stem.conv", "net.stem.conv", s.weights(d, 2, 3, 3), None, (1, 1), (1, 1)), in_="image")
+        s.node(
+            Conv("stem.conv", "net.stem.conv", s.weights(d, 2, 3, 3), None, (1, 1), (1, 1)),
+            in_="image",
+        )
         s.lif("stem.lif", "stem.conv", 900, d)
         s.node(Reshape("stem.tokens", "", "tokens"), in_="stem.lif")
         stream = s.node(Add("stem.stream", "", (f,)), in_="stem.tokens")
@@ -130,14 +133,22 @@ class Adaptive:
             first = len(s.nodes)
             gate = self._gate(s, b, scores, alive)
             for part in ("q", "k", "v"):
-                s.node(Linear(f"{b}.{part}", f"net.{b}.{part}", s.weights(d, d), None), in_=stream, gate=gate)
+                s.node(
+                    Linear(f"{b}.{part}", f"net.{b}.{part}", s.weights(d, d), None),
+                    in_=stream,
+                    gate=gate,
+                )
                 s.lif(f"{b}.{part}_lif", f"{b}.{part}", 60 << f, d, gate)
             s.node(
                 Attention(f"{b}.attention", f"net.{b}", self.heads, 1.0),
                 q=f"{b}.q_lif", k=f"{b}.k_lif", v=f"{b}.v_lif",
             )  # fmt: skip
             s.lif(f"{b}.attention_lif", f"{b}.attention", 6, d, gate, bias=0)
-            s.node(Linear(f"{b}.proj", f"net.{b}.proj", s.weights(d, d), None), in_=f"{b}.attention_lif", gate=gate)
+            s.node(
+                Linear(f"{b}.proj", f"net.{b}.proj", s.weights(d, d), None),
+                in_=f"{b}.attention_lif",
+                gate=gate,
+            )
             s.lif(f"{b}.proj_lif", f"{b}.proj", 60, d, gate)
             stream = s.node(Add(f"{b}.after_attention", "", (0, f)), in_=[stream, f"{b}.proj_lif"])
             if self.merge or self.minimum_similarity:
@@ -149,17 +160,21 @@ class Adaptive:
                     x=stream, gate=gate, alive=alive, size=size, keys=f"{b}.k_lif",
                 )  # fmt: skip
                 stream, gate, alive, size = m, f"{m}:gate", f"{m}:alive", f"{m}:size"
-            s.node(Linear(f"{b}.fc1", f"net.{b}.fc1", s.weights(2 * d, d), None), in_=stream, gate=gate)
+            s.node(
+                Linear(f"{b}.fc1", f"net.{b}.fc1", s.weights(2 * d, d), None), in_=stream, gate=gate
+            )
             s.lif(f"{b}.fc1_lif", f"{b}.fc1", 60 << f, 2 * d, gate)
-            s.node(Linear(f"{b}.fc2", f"net.{b}.fc2", s.weights(d, 2 * d), None), in_=f"{b}.fc1_lif", gate=gate)
+            s.node(
+                Linear(f"{b}.fc2", f"net.{b}.fc2", s.weights(d, 2 * d), None),
+                in_=f"{b}.fc1_lif",
+                gate=gate,
+            )
             s.lif(f"{b}.fc2_lif", f"{b}.fc2", 60, d, gate)
             stream = s.node(Add(f"{b}.out", "", (0, f)), in_=[stream, f"{b}.fc2_lif"])
             if self.gates and (l < self.blocks or self.order == "rectangle"):
                 self._next_score(s, b, l, stream, scores)
             labels |= {node.name: b for node in s.nodes[first:]}
-        s.node(
-            Readout("head", "net.head", s.weights(3, d), s.weights(3), 7.0), x=stream, size=size
-        )
+        s.node(Readout("head", "net.head", s.weights(3, d), s.weights(3), 7.0), x=stream, size=size)
         s.node(Output("output", ""), in_="head")
         labels |= {node.name: "stem" for node in s.nodes if node.name.startswith("stem")}
         return s.graph(self.steps, f, blocks=labels)
