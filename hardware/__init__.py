@@ -1,4 +1,8 @@
-"""Run, verify and price a quantised graph. Names are imported when they are first used."""
+"""Run, verify and price a quantised graph. Names are imported when they are first used.
+
+`verify` is not among them, since `hardware.verify` is a module: use
+`from hardware.verify import verify`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ if TYPE_CHECKING:
     from hardware.engine import EngineResult, run
     from hardware.events import EventCounts
     from hardware.variants import open_all_gates
-    from hardware.verify import Stage, StageResult, VerificationResult, verify
+    from hardware.verify import Stage, StageResult, VerificationResult
 
 _HOME = {
     "EnergyRow": "hardware.energy",
@@ -23,7 +27,6 @@ _HOME = {
     "Stage": "hardware.verify",
     "StageResult": "hardware.verify",
     "VerificationResult": "hardware.verify",
-    "verify": "hardware.verify",
 }
 
 __all__ = [
@@ -34,7 +37,6 @@ __all__ = [
     "Stage",
     "StageResult",
     "VerificationResult",
-    "verify",
     "EnergyRow",
     "EnergyTable",
     "energy_table",
@@ -45,3 +47,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'hardware' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

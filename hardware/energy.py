@@ -141,13 +141,11 @@ def energy_table(
     chip, gpu_figures = _profile(profile, ("chip", "convention")), _profile(gpu_profile, ("gpu",))
     dense_graph = open_all_gates(graph)
     gated = len(dense_graph.nodes) < len(graph.nodes)
-    counted = _Progress(progress, len(images) * (1 + gated))
-    all_tokens = _count(dense_graph, images, counted)
-    adaptive, average = all_tokens, 1.0
+    reports = _progress_of_runs(progress, len(images), 1 + gated)
+    all_tokens, average = _count(dense_graph, images, reports[0])
+    adaptive = all_tokens
     if gated:
-        result = run(graph, images, record="none", progress=counted.more)
-        assert result.events is not None  # counting is on
-        adaptive, average = result.events, result.average_tokens
+        adaptive, average = _count(graph, images, reports[1])
     system = ALL_TOKENS if gated else PLAIN
     rows = [
         *_spiking_rows(system, all_tokens, chip),
@@ -158,24 +156,25 @@ def energy_table(
     return EnergyTable(tuple(rows), len(images), average, all_tokens, adaptive)
 
 
-class _Progress:
-    """Adds up the progress of several runs."""
-
-    def __init__(self, report: Callable[[int, int], None] | None, total: int) -> None:
-        self.report, self.total, self.before, self.last = report, total, 0, 0
-
-    def more(self, done: int, _: int) -> None:
-        if done < self.last:
-            self.before += self.last
-        self.last = done
-        if self.report:
-            self.report(self.before + done, self.total)
+Report = Callable[[int, int], None]
 
 
-def _count(graph: Graph, images: npt.NDArray[np.uint8], progress: _Progress) -> EventCounts:
-    events = run(graph, images, record="none", progress=progress.more).events
-    assert events is not None  # counting is on
-    return events
+def _progress_of_runs(report: Report | None, images: int, runs: int) -> list[Report | None]:
+    """One callback for each of several runs over the same images, which together count on."""
+
+    def of_run(report: Report, index: int) -> Report:
+        return lambda done, _: report(index * images + done, runs * images)
+
+    return [None if report is None else of_run(report, index) for index in range(runs)]
+
+
+def _count(
+    graph: Graph, images: npt.NDArray[np.uint8], progress: Report | None
+) -> tuple[EventCounts, float]:
+    """Events and average tokens."""
+    result = run(graph, images, record="none", progress=progress)
+    assert result.events is not None  # counting is on
+    return result.events, result.average_tokens
 
 
 def _profile(name: str, kinds: tuple[str, ...]) -> Profile:

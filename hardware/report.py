@@ -15,18 +15,24 @@ _COUNT_PREFIXES = ((1e9, " G"), (1e6, " M"), (1e3, " k"))
 
 def format_joules(joules: float) -> str:
     """Three significant digits with a prefix: 0.000734 -> "734 uJ"."""
+    rounded = float(f"{joules:.3g}")
     for factor, unit in _JOULE_PREFIXES:
-        if joules >= factor:
-            return f"{joules / factor:.3g} {unit}" if joules < 999.5 * factor else f"{joules:.0f} J"
-    return f"{joules / 1e-12:.3g} pJ"
+        if rounded >= factor:
+            return f"{_digits(rounded / factor)} {unit}"
+    return f"{_digits(rounded / 1e-12)} pJ"
 
 
 def format_count(count: float) -> str:
     """Three significant digits with a prefix: 4682000 -> "4.68 M"."""
+    rounded = float(f"{count:.3g}")
     for factor, unit in _COUNT_PREFIXES:
-        if count >= factor:
-            return f"{count / factor:.3g}{unit}"
-    return f"{count:.3g}"
+        if rounded >= factor:
+            return f"{_digits(rounded / factor)}{unit}"
+    return _digits(rounded)
+
+
+def _digits(number: float) -> str:
+    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
 
 
 def energy_rich_table(table: EnergyTable) -> Table:
