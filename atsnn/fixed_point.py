@@ -242,7 +242,8 @@ def halting_table(
 ) -> npt.NDArray[np.int32]:
     """`sigmoid(gamma * x + beta)` in units of 1/4096, int32 [levels], entry X for x = X / 2^F."""
     x = np.arange(levels, dtype=np.float64) / 2**fraction_bits
-    return np.rint(SCORE_UNITY / (1.0 + np.exp(-(gamma * x + beta)))).astype(np.int32)
+    drive = np.maximum(gamma * x + beta, -700.0)  # exp stays finite; the entry is 0 long before
+    return np.rint(SCORE_UNITY / (1.0 + np.exp(-drive))).astype(np.int32)
 
 
 def halting_threshold(epsilon: float) -> int:

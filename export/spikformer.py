@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor, nn
 
-from atsnn.quantization import float_twin
-from atsnn.spikformer import Spikformer
+from atsnn.fixed_point import pixels_to_integers
+from atsnn.halting import Gate as GateModule
+from atsnn.quantization import (
+    FixedPointConvLayer,
+    FixedPointNeuron,
+    FixedPointTokenLayer,
+    float_twin,
+)
+from atsnn.spikformer import SpikePool, Spikformer
 from export.capture import capture
+from export.errors import GraphError
 from export.graph import Edge, Gate, Graph, HaltingScore, Node, Readout
 from export.passes.fold_norm import FoldNorm
 from export.passes.quantize import Quantize
 from export.passes.schedule import Schedule
+from export.torch_module import Trace
 from export.validation import topological, validate
 
 
@@ -50,6 +63,69 @@ def compile_spikformer(model: Spikformer) -> Graph:
     bits = model.config.quantization
     folded = FoldNorm()(capture_spikformer(model))
     return Schedule()(Quantize(bits.pixel_bits, bits.fraction_bits)(folded))
+
+
+# --- the trace of the torch model itself ---
+
+
+def model_trace(model: Spikformer, images: npt.NDArray[np.uint8], batch: int = 64) -> Trace:
+    """Spikes, gates and logits of a quantised Spikformer itself, under the names of its graph.
+
+    Args:
+        model: quantised, in evaluation mode.
+        images: uint8 [B, C, H, W].
+        batch: images at a time.
+
+    Raises:
+        GraphError: the model is not quantised.
+    """
+    if not model.quantized:
+        raise GraphError("the model is a float model; quantise it (atsnn.quantization) first")
+    bits = model.config.quantization.pixel_bits
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(images), batch):
+            pixels = pixels_to_integers(images[start : start + batch], bits)
+            image = torch.from_numpy(pixels).float() / (2**bits - 1)
+            parts.append(_hooked(model, image))
+    return {
+        key: np.concatenate([part[key] for part in parts], axis=int(key != "logits"))
+        for key in parts[0]
+    }
+
+
+def _hooked(model: Spikformer, image: Tensor) -> Trace:
+    seen: dict[str, list[Tensor]] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def keep(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            value = output if isinstance(output, Tensor) else output[0]
+            seen.setdefault(name, []).append(value)
+
+        return keep
+
+    handles = [m.register_forward_hook(hook(name)) for m, name in _recorded(model)]
+    try:
+        logits = model(image).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    gates = {name: name.startswith("gates.") for name in seen}
+    trace: Trace = {
+        name: torch.cat(values).numpy().astype(np.uint8 if gates[name] else bool)
+        for name, values in seen.items()
+    }
+    return {**trace, "logits": logits.double().numpy()}
+
+
+def _recorded(model: Spikformer) -> Iterator[tuple[nn.Module, str]]:
+    """Modules whose output is spikes or gates, with the node that they become."""
+    for name, module in model.named_modules():
+        node = name.replace("stem.stem.", "stem.")
+        if isinstance(module, FixedPointConvLayer | FixedPointTokenLayer):
+            yield module, f"{node}.neuron"
+        elif isinstance(module, FixedPointNeuron | SpikePool | GateModule):
+            yield module, node
 
 
 # --- gates that look back ---

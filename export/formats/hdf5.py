@@ -18,13 +18,13 @@ import io
 import json
 import os
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from atsnn.files import write_atomically
 from export.errors import GraphError, GraphFormatError
 from export.formats._structure import Arrays, graph_from_structure, graph_to_structure
 from export.graph import Graph
@@ -45,12 +45,12 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         GraphError: the graph is not valid.
-        GraphFormatError: the file cannot be written (no such directory, disk full).
+        GraphFormatError: the file cannot be written (not permitted, disk full).
     """
     target = Path(path)
     content = encode(validate(graph))
     try:
-        _replace(target, content)
+        write_atomically(target, content)
     except OSError as error:
         raise GraphFormatError(
             f"{target}: cannot write {len(content)} bytes ({error.strerror or error}); "
@@ -124,26 +124,6 @@ def identical(first: Graph, second: Graph) -> bool:
 
 
 # --- writing ---
-
-
-def _replace(target: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _dump(structure: dict[str, Any]) -> bytes:

@@ -38,9 +38,15 @@ from export.graph import (
     Shape,
 )
 from export.passes.base import GraphPass
+from export.passes.rounding import (
+    LayerRounding,
+    headroom,
+    neuron_rounding,
+    weight_rounding,
+)
 from export.ranges import Kind, Port, kinds
 from export.shapes import PortShapes, refuse, shapes
-from export.validation import topological
+from export.validation import topological, validate
 
 Synapse = Conv | Linear
 SCORE_SCALE = float(fixed_point.SCORE_UNITY)
@@ -76,9 +82,17 @@ class Quantize(GraphPass):
     def rewrite(self, graph: Graph) -> Graph:
         if graph.quantized:
             raise GraphError("the graph is quantised already; start from the float graph")
+        return self._quantizer(graph).run()
+
+    def report(self, graph: Graph) -> tuple[LayerRounding, ...]:
+        """What the pass rounds on this graph, layer by layer, in topological order."""
+        quantizer = self._quantizer(validate(graph))
+        quantizer.run()
+        return tuple(quantizer.rounding)
+
+    def _quantizer(self, graph: Graph) -> _Quantizer:
         graph = add_relays(graph)
-        work = _Quantizer(graph, self._bits(graph), 1 if self.events else self.pixel_bits)
-        return work.run()
+        return _Quantizer(graph, self._bits(graph), 1 if self.events else self.pixel_bits)
 
     def _bits(self, graph: Graph) -> int:
         if self.fraction_bits is not None:
@@ -169,6 +183,7 @@ class _Quantizer:
         self.scales: dict[Port, Scale] = {}
         self.done: dict[str, Node] = {}
         self.groups = _groups(graph)
+        self.rounding: list[LayerRounding] = []
 
     def run(self) -> Graph:
         for node in self.graph.nodes:
@@ -317,6 +332,34 @@ class _Quantizer:
                     "its weights are too large or too small against v_th: train it again",
                 )
             self.done[neuron.name] = replace(neuron, constants=constants, scale=scale)
+            pairs = zip(entries, weights, strict=True)
+            self.rounding += [self._rounding(e, w, neuron, scale, bias) for e, w in pairs]
+
+    def _rounding(
+        self,
+        entry: _Entry,
+        integers: npt.NDArray[np.int32],
+        neuron: LIF,
+        scale: float,
+        bias: npt.NDArray[np.float64],
+    ) -> LayerRounding:
+        done = self.done[neuron.name]
+        assert isinstance(done, LIF)
+        assert done.constants is not None
+        bits, error, zeroed = weight_rounding(entry.weight, integers, scale / entry.arriving.unit)
+        bound = entry.bound(integers)
+        return LayerRounding(
+            entry.node.name,
+            entry.node.source,
+            neuron.name,
+            scale,
+            bits,
+            error,
+            zeroed,
+            *neuron_rounding(neuron.model, done.constants, scale, bias),
+            bound,
+            headroom(bound),
+        )
 
     def _entry(self, node: Node) -> _Entry:
         if isinstance(node, Attention):
