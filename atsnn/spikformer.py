@@ -52,12 +52,14 @@ class TokenNorm(nn.BatchNorm1d):
     def forward(self, input: Tensor, gate: Tensor | None = None) -> Tensor:
         if gate is None or not self.training:
             return super().forward(input.flatten(0, -2)).view(input.shape)
-        rows = input[gate > 0]
-        if len(rows) < 2:
+        rows, weight = input.flatten(0, -2), gate.detach().flatten()
+        count = float(weight.sum())
+        if count < 2:
             mean, variance = self.running_mean, self.running_var
         else:
-            variance, mean = torch.var_mean(rows, 0, unbiased=False)
-            self._update(mean.detach(), variance.detach() * len(rows) / (len(rows) - 1))
+            mean = (weight / count) @ rows
+            variance = (weight / count) @ (rows - mean).square()
+            self._update(mean.detach(), variance.detach() * count / (count - 1))
         factor = self.weight * torch.rsqrt(variance + self.eps)  # pyright: ignore[reportOptionalOperand] running statistics are always tracked here
         return input * factor + (self.bias - mean * factor)
 
