@@ -201,26 +201,30 @@ def price(
             synaptic operations: once, or as so many unit messages.
 
     Returns:
-        "synaptic operations", or "additions" and "multiplications"; and "active neuron updates" and
-        "idle neuron updates" where the profile prices them.
+        What the profile prices of "synaptic operations" and "convolution operations", or of
+        "additions" and "multiplications"; of "active neuron updates", "idle neuron updates", "spikes".
     """
     prices = profile.energy
-    causes: dict[str, tuple[str, Quantity | None]]
     if prices.synaptic_operation:
         field = "sops" if graded == "once" else "unrolled_acs"
-        causes = {"synaptic operations": (field, prices.synaptic_operation)}
+        convolved = 0.0
+        if prices.convolution_operation:
+            convolved = sum(node.mean(field) for node in events.nodes if node.kind == "Conv")
+        causes = [
+            ("synaptic operations", events.mean(field) - convolved, prices.synaptic_operation),
+            ("convolution operations", convolved, prices.convolution_operation),
+        ]
     else:
-        causes = {
-            "additions": ("acs", prices.accumulate),
-            "multiplications": ("macs", prices.multiply_accumulate),
-        }
-    causes["active neuron updates"] = ("updates_active", prices.neuron_update_active)
-    causes["idle neuron updates"] = ("updates_idle", prices.neuron_update_idle)
-    return {
-        cause: cost_of(events.mean(field), quantity)
-        for cause, (field, quantity) in causes.items()
-        if quantity is not None
-    }
+        causes = [
+            ("additions", events.mean("acs"), prices.accumulate),
+            ("multiplications", events.mean("macs"), prices.multiply_accumulate),
+        ]
+    causes += [
+        ("active neuron updates", events.mean("updates_active"), prices.neuron_update_active),
+        ("idle neuron updates", events.mean("updates_idle"), prices.neuron_update_idle),
+        ("spikes", events.mean("spikes"), prices.spike),
+    ]
+    return {cause: cost_of(count, each) for cause, count, each in causes if each is not None}
 
 
 def cost_of(count: float, quantity: Quantity) -> Cost:

@@ -14,8 +14,9 @@ How things are counted (a *message* is a non-zero value that arrives at a node's
   the first layer once.
 * Attention: both orders are counted, coincidences (an AND that adds one) and reads; see
   `AttentionOrder`. A node's own counts are those of the order that is cheaper over all images.
-* Neuron updates: `updates_idle` are those that change nothing (no input, no state, no bias); relays
-  (Add, OrPool, Attention, Merge) are active where their output is not 0.
+* Neuron updates: `updates_idle` are those that change nothing (no input, no state, no bias), as the
+  simulator SANA-FE has it; relays (Add, OrPool, Attention, Merge) are active where their output is
+  not 0.
 * Merge: the similarities (every non-zero element of an eligible even token meets every eligible odd
   token, and itself for the norm) and, at every step, every non-zero element that is combined: MACs.
 * Readout: tokens are summed over time first (one SOP per non-zero element and step), then each

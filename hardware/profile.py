@@ -94,15 +94,20 @@ class Quantity(_Strict):
 class EnergyPrices(_Strict):
     """Energy of one event. Which of them a profile has decides what its energy is made of.
 
-    With `synaptic_operation`, every SOP costs that; else additions and MACs cost `accumulate` and
-    `multiply_accumulate`. Neuron updates and messages cost nothing where no price is given.
+    With `synaptic_operation`, every SOP costs that (in a convolution `convolution_operation`, if there
+    is such a price); else additions and MACs cost `accumulate` and `multiply_accumulate`.
+    Neuron updates and spikes cost nothing where no price is given. The prices of traffic between
+    cores are kept for a placement; nothing here uses them.
     """
 
     synaptic_operation: Quantity | None = None
+    convolution_operation: Quantity | None = None
     accumulate: Quantity | None = None
     multiply_accumulate: Quantity | None = None
     neuron_update_active: Quantity | None = None
     neuron_update_idle: Quantity | None = None
+    spike: Quantity | None = None
+    message_out: Quantity | None = None
     spike_within_tile: Quantity | None = None
     hop_east_west: Quantity | None = None
     hop_north_south: Quantity | None = None

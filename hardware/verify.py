@@ -113,11 +113,13 @@ class Stage:
         name: how reports call it.
         trace: images uint8 [B, *input shape] -> {node name: [T, B, ...], "logits": [B, classes]}.
         partial: True if it may lack inner layers (Lava at grain "blocks").
+        watched: the same as `trace`, for a slow stage: also tells how far it is, 0 to 1.
     """
 
     name: str
     trace: Callable[[Images], Trace]
     partial: bool = False
+    watched: Callable[[Images, Callable[[float], None]], Trace] | None = None
 
 
 @dataclass(frozen=True)
@@ -202,8 +204,16 @@ def lava_stage(graph: Graph, grain: Grain) -> Stage:
     """
     from export.lava.run import run_lava
 
+    def watched(images: Images, tell: Callable[[float], None]) -> Trace:
+        return run_lava(
+            graph, images, grain=grain, on_progress=lambda step, steps: tell(step / steps)
+        )
+
     return Stage(
-        f"lava-{grain}", lambda images: run_lava(graph, images, grain=grain), grain == "blocks"
+        f"lava-{grain}",
+        lambda images: run_lava(graph, images, grain=grain),
+        partial=grain == "blocks",
+        watched=watched,
     )
 
 
@@ -235,7 +245,7 @@ def _compare_stages(
         result = compare(
             graph,
             first.trace(part),
-            second.trace(part),
+            _second_trace(second, part, start, len(images), progress),
             names=(first.name, second.name),
             partial=second.partial,
             first_image=start,
@@ -245,6 +255,21 @@ def _compare_stages(
             progress(second.name, start + len(part), len(images))
     assert total is not None  # there is at least one image
     return total
+
+
+def _second_trace(
+    stage: Stage,
+    part: Images,
+    start: int,
+    images: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> Trace:
+    """The trace of a part of the images, with progress from inside it where the stage tells it."""
+    if progress is None or stage.watched is None:
+        return stage.trace(part)
+    return stage.watched(
+        part, lambda share: progress(stage.name, start + int(share * len(part)), images)
+    )
 
 
 def compare(

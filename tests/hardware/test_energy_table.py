@@ -111,6 +111,17 @@ class TestPrices:
         assert costs["idle neuron updates"].low == pytest.approx(20 * 52e-12)
         assert total(costs.values()).grade == "simulated"
 
+    def test_sana_fe_prices_convolutions_and_spikes_apart(self) -> None:
+        graph = conv_network()
+        counted = run(graph, images_for(graph, 2)).events
+        assert counted is not None
+        costs = price(counted, load_profile("loihi1-sanafe"))
+        convolved = counted["conv1"].mean("sops") + counted["conv2"].mean("sops")
+        others = counted.mean("sops") - convolved
+        assert costs["convolution operations"].low == pytest.approx(convolved * 24.0e-12)
+        assert costs["synaptic operations"].low == pytest.approx(others * 35.5e-12)
+        assert costs["spikes"].low == pytest.approx(counted.mean("spikes") * 69.3e-12)
+
     def test_conventions_price_additions_and_multiplications_only(self) -> None:
         counted = events(sops=1000, acs=900, macs=100, updates_active=10)
         costs = price(counted, load_profile("45nm-int8"))

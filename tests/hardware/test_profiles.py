@@ -28,7 +28,7 @@ class TestShippedProfiles:
         assert load_profile(name).name == name
 
     def test_are_these(self) -> None:
-        assert profile_names("chip") == ("loihi1",)
+        assert profile_names("chip") == ("loihi1", "loihi1-sanafe")
         assert profile_names("convention") == ("45nm-fp32", "45nm-int8", "spikformer-77fj")
         assert profile_names("gpu") == ("a100", "jetson-orin-nano")
 
@@ -44,6 +44,21 @@ class TestShippedProfiles:
             "hop_north_south": 4.0,
         }
         assert {quantity.grade for _, quantity in energy if quantity} == {"simulated"}
+
+    def test_loihi_1_of_sana_fe_is_its_architecture_file(self) -> None:
+        """Access 51.2 pJ at every step; update 21.6 pJ on top where something changes."""
+        energy = load_profile("loihi1-sanafe").energy
+        table = {name: quantity.value for name, quantity in energy if quantity}
+        assert table == {
+            "synaptic_operation": 35.5,
+            "convolution_operation": 24.0,
+            "neuron_update_active": 72.8,
+            "neuron_update_idle": 51.2,
+            "spike": 69.3,
+            "message_out": 111,
+            "hop_east_west": 3.0,
+            "hop_north_south": 4.2,
+        }
 
     def test_loihi_1_limits(self) -> None:
         limits = {name: q.middle for name, q in load_profile("loihi1").limits if q}

@@ -74,6 +74,16 @@ class TestEqualStages:
         )  # fmt: skip
         assert told == [("engine", 4, 6), ("engine", 6, 6)]
 
+    def test_a_slow_stage_tells_how_far_it_is_inside_a_batch(self) -> None:
+        def watched(images: np.ndarray, tell: Callable[[float], None]) -> Trace:
+            tell(0.5)
+            return engine_trace(GRAPH)(images)
+
+        told: list[tuple[str, int, int]] = []
+        slow = Stage("slow", engine_trace(GRAPH), watched=watched)
+        verify(GRAPH, IMAGES, [slow], batch=4, progress=lambda *news: told.append(news))
+        assert told == [("slow", 2, 6), ("slow", 4, 6), ("slow", 5, 6), ("slow", 6, 6)]
+
 
 class TestOneWrongSpike:
     @settings(max_examples=25)
