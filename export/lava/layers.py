@@ -66,10 +66,9 @@ def build_layers(
         wiring.providers[source] = getattr(segment, f"in{index}")
     for node in part.nodes:
         _BUILDERS[node.kind](node, wiring)
-        if node.name in recorders:
-            wiring.probe(node, recorders[node.name])
     for index, sink in enumerate(part.sinks):
         wiring.providers[sink].connect(getattr(segment, f"out{index}"))
+    wiring.probe(recorders)
     return wiring.processes
 
 
@@ -152,10 +151,14 @@ class _Wiring:
         largest = self.maxima[edge.source, edge.source_port]
         return 0 if largest <= 1 else largest.bit_length()
 
-    def probe(self, node: Node, recorder: Recorder) -> None:
-        shape = wire_shape(self.part.shapes[node.name, "out"])
-        probe = self.place(Probe(shape=shape, recorder=recorder, name=f"probe of {node.name}"))
-        self.providers[node.name, "out"].connect(probe.s_in)
+    def probe(self, recorders: dict[str, Recorder]) -> None:
+        names = list(recorders)
+        for start in range(0, len(names), Probe.WIDTH):
+            some = names[start : start + Probe.WIDTH]
+            probe = Probe(recorders=[recorders[n] for n in some], name=f"probe of {some[0]} ...")
+            self.processes.append(probe)
+            for index, name in enumerate(some):
+                self.providers[name, "out"].connect(getattr(probe, f"s_in{index}"))
 
 
 def _grid(shape: tuple[int, ...]) -> tuple[int, int, int]:

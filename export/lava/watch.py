@@ -29,6 +29,8 @@ from export.errors import LavaRunError
 from export.lava.session import end_session, members
 
 POLL = 0.05
+LOOK = 0.5
+"""Seconds between two looks at all processes of a run; there may be hundreds."""
 STALL = 120.0
 TIMEOUT = 1800.0
 
@@ -115,6 +117,7 @@ class _Watch:
     on_progress: Progress | None
     started: float = field(default_factory=time.monotonic)
     advanced: float = field(default_factory=time.monotonic)
+    looked: float = field(default_factory=time.monotonic)
     progress: int = 0
 
     def until_finished(self) -> None:
@@ -135,8 +138,12 @@ class _Watch:
         return sorted((json.loads(f.read_text()) for f in files), key=lambda f: not f["process"])
 
     def _check_processes(self) -> None:
-        if self.child.poll() is None and not self._ended_actors():
-            return
+        if self.child.poll() is None:
+            if time.monotonic() - self.looked < LOOK:
+                return
+            self.looked = time.monotonic()
+            if not self._ended_actors():
+                return
         time.sleep(2 * POLL)
         self._check_failures()
         code, ended = self.child.poll(), self._ended_actors()

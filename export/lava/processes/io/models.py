@@ -52,14 +52,18 @@ class PyImageSourceModel(PyLoihiProcessModel):
 class PyProbeModel(PyLoihiProcessModel):
     """Packs and appends; Lava's own Monitor would move every element by itself."""
 
-    s_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int64, precision=64)
-
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
-        self.recorder = proc_params["recorder"]
+        self.recorders = proc_params["recorders"]
 
     def run_spk(self) -> None:
-        self.recorder.record(self.time_step, from_wire(self.s_in.recv(), self.recorder.shape))
+        for index, recorder in enumerate(self.recorders):
+            value = getattr(self, f"s_in{index}").recv()
+            recorder.record(self.time_step, from_wire(value, recorder.shape))
+
+
+for _index in range(Probe.WIDTH):
+    setattr(PyProbeModel, f"s_in{_index}", LavaPyType(PyInPort.VEC_DENSE, np.int64, precision=64))
 
 
 @implements(proc=Readout, protocol=LoihiProtocol)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.process import AbstractProcess
 from lava.magma.core.process.variable import Var
 
-from export.lava.wire import Recorder
+from export.lava.wire import Recorder, wire_shape
 
 
 class ImageSource(AbstractProcess):
@@ -35,16 +36,20 @@ class ImageSource(AbstractProcess):
 
 
 class Probe(AbstractProcess):
-    """Writes every value that arrives into the file of its recorder.
+    """Writes every value that arrives at port `s_in<i>` into the file of recorder i.
 
     Args:
-        shape: wire shape of the value.
-        recorder: knows file, graph shape and the steps that belong to images.
+        recorders: at most `Probe.WIDTH`; each knows file, graph shape and the steps to keep.
     """
 
-    def __init__(self, *, shape: tuple[int, ...], recorder: Recorder, name: str) -> None:
-        super().__init__(recorder=recorder, name=name)
-        self.s_in = InPort(shape=shape)
+    WIDTH = 16
+
+    def __init__(self, *, recorders: Sequence[Recorder], name: str) -> None:
+        super().__init__(recorders=recorders, name=name)
+        for index in range(Probe.WIDTH):
+            used = index < len(recorders)
+            shape = wire_shape(recorders[index].shape) if used else (1,)
+            setattr(self, f"s_in{index}", InPort(shape=shape))
 
 
 class Readout(AbstractProcess):
