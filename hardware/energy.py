@@ -202,7 +202,8 @@ def price(
 
     Returns:
         What the profile prices of "synaptic operations" and "convolution operations", or of
-        "additions" and "multiplications"; of "active neuron updates", "idle neuron updates", "spikes".
+        "additions" and "multiplications"; of "active neuron updates", "idle neuron updates" and
+        "spikes".
     """
     prices = profile.energy
     if prices.synaptic_operation:

@@ -94,8 +94,8 @@ class Quantity(_Strict):
 class EnergyPrices(_Strict):
     """Energy of one event. Which of them a profile has decides what its energy is made of.
 
-    With `synaptic_operation`, every SOP costs that (in a convolution `convolution_operation`, if there
-    is such a price); else additions and MACs cost `accumulate` and `multiply_accumulate`.
+    With `synaptic_operation`, every SOP costs that (in a convolution `convolution_operation`, if
+    there is such a price); else additions and MACs cost `accumulate` and `multiply_accumulate`.
     Neuron updates and spikes cost nothing where no price is given. The prices of traffic between
     cores are kept for a placement; nothing here uses them.
     """
