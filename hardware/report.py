@@ -94,6 +94,8 @@ def _difference(stage: StageResult) -> str:
 
 def layers_rich_table(all_tokens: EventCounts, adaptive: EventCounts | None = None) -> Table:
     """Events per layer and image; with `adaptive`, all tokens and adaptive side by side."""
+    if adaptive is all_tokens:  # a network without gates
+        adaptive = None
     shown = adaptive or all_tokens
     out = Table(title=f"Events per layer and image (mean over {shown.images} images)")
     out.add_column("layer")
