@@ -2,7 +2,7 @@
 
 Shows: an ordinary torch module with norse neurons is captured as it is (branches and states
 included), folded, quantised after training, scheduled, and compared spike by spike.
-Prints: accuracy of the float and the quantised network, what the quantiser rounded, spikes compared.
+Prints: accuracy of the float and the quantised network, what rounding did, spikes compared.
 
     python examples/own_network.py --epochs 6
 """

@@ -2,7 +2,7 @@
 
 Shows: the three training stages of a preset (all tokens, adaptive, quantised), the graph file, and
 the check that engine and Lava fire the spikes of the torch model.
-Prints: accuracy of the quantised and the float model, average tokens, spikes compared and differing.
+Prints: accuracy, average tokens, open gates per block and step, spikes compared and differing.
 
     python examples/train_and_deploy_digits.py --out runs/digits
 """
