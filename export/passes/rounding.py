@@ -25,7 +25,8 @@ class LayerRounding:
         node, source: of the synapse, and its torch module.
         neuron: the LIF node behind it.
         scale: activation units per real unit of input current.
-        weight_bits: bits that the largest integer weight needs, its sign included.
+        weight_bits: bits that a core stores per weight: sign included, without the last bit, which
+            is always 0; 0 for attention, which has no weights.
         weight_error: largest |real - rounded| weight, as a share of the largest real weight.
         zeroed: share of the nonzero real weights that became 0.
         bias_error: largest error of the bias, as a share of the threshold current.
@@ -58,11 +59,13 @@ def weight_rounding(
     """Bits of the largest integer, largest relative error, and the share that became zero."""
     largest = float(np.abs(real).max(initial=0.0))
     if largest == 0:
-        return 1, 0.0, 0.0
+        return 0, 0.0, 0.0
     error = float(np.abs(real - integers / weight_scale).max()) / largest
     nonzero = np.count_nonzero(real)
     zeroed = np.count_nonzero((integers == 0) & (real != 0)) / nonzero
-    return int(np.abs(integers).max()).bit_length() + 1, error, float(zeroed)
+    halves = integers // 2
+    bits = 1 + max(int(halves.max()).bit_length(), int(-1 - halves.min()).bit_length())
+    return bits, error, float(zeroed)
 
 
 def neuron_rounding(
