@@ -33,7 +33,7 @@ class Batch:
 
 def derived_seed(*values: int) -> int:
     """One 63-bit seed from several numbers."""
-    return int(np.random.SeedSequence(values).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(values).generate_state(1, np.uint64)[0]) >> 1
 
 
 class Augmentation:

@@ -10,7 +10,7 @@ from atsnn.config import TrainConfig
 from atsnn.spikformer import ModelOutput
 
 PRIOR_WIDTH = 0.15
-"""Standard deviation of the prior over cells, on the way from the first cell (0) to the last (1)."""
+"""Standard deviation of the prior over cells, as a share of the way from first to last."""
 
 
 def total_loss(output: ModelOutput, targets: Tensor, config: TrainConfig, adaptive: bool) -> Tensor:
@@ -41,7 +41,7 @@ def prior_divergence(scores: Tensor, center: float) -> Tensor:
 
 
 def cell_prior(blocks: int, steps: int, center: float) -> Tensor:
-    """Gaussian over the cells [L, T], sums to 1; a cell's place is the mean of its two fractions."""
+    """Gaussian over the cells [L, T], sums to 1; a cell lies at the mean of its two shares."""
     places = torch.linspace(0, 1, blocks)[:, None] / 2 + torch.linspace(0, 1, steps) / 2
     density = torch.exp(-0.5 * ((places - center) / PRIOR_WIDTH) ** 2).clamp(min=1e-6)
     return density / density.sum()

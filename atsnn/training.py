@@ -1,10 +1,10 @@
 """The training loop: exact resume, atomic checkpoints, a log per epoch.
 
-Everything random is a function of (seed, epoch, step), so that a run which was killed and resumed
+Everything random is a function of (seed, epoch, step), so that a run that was killed and resumed
 ends in the same bits as one that was not.
 
-A run's folder holds `config.yaml` (resolved), `log.csv`, `model.safetensors` (weights after the last
-epoch that ended) and `state.safetensors` (all that is needed to go on). With stages, each has a
+A run's folder holds `config.yaml` (resolved), `log.csv`, `model.safetensors` (weights of the
+last finished epoch) and `state.safetensors` (all that is needed to go on). With stages, each has a
 folder of that kind and the last stage's model is copied to the top.
 """
 
@@ -90,7 +90,7 @@ def train(
         ConfigError: the run there has another configuration.
         CheckpointError: a checkpoint cannot be read or written.
     """
-    console = Console(stderr=True) if console is None else console
+    screen = console or Console(stderr=True)
     _claim(folder, config, resume)
     stages = config.stage_configs()
     initial = Path(config.train.initial) if config.train.initial else None
@@ -98,9 +98,9 @@ def train(
         for name, stage in stages.items():
             place = folder / name if config.stages else folder
             if config.stages:
-                console.print(f"stage {name}", highlight=False)
+                screen.print(f"stage {name}", highlight=False)
                 _claim(place, stage, True)
-            run = Run(stage, dataset, place, initial, console)
+            run = Run(stage, dataset, place, initial, screen)
             initial = run.train()
     if config.stages and initial is not None:
         write_atomically(folder / MODEL_FILE, initial.read_bytes())
@@ -229,8 +229,8 @@ class Run:
             )
         self.state = TrainingState()
         saved = self._saved()
-        model = initial_model(config, None if saved else initial) if not saved else None
-        self.model = (model or _empty_model(config)).to(self.device).train()
+        model = _empty_model(config) if saved else initial_model(config, initial)
+        self.model = model.to(self.device).train()
         self.optimizer = _optimizer(self.model, config.train)
         self.augmentation = Augmentation(
             config.augment, config.model.classes, config.train.label_smoothing, config.train.seed
@@ -295,8 +295,8 @@ class Run:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
-                f"loss is {value} in epoch {state.epoch + 1}, step {state.step + 1}: lower train.lr "
-                f"({config.train.lr}) or set train.clip_norm (1.0 is a start)"
+                f"loss is {value} in epoch {state.epoch + 1}, step {state.step + 1}: lower "
+                f"train.lr ({config.train.lr}) or set train.clip_norm (1.0 is a start)"
             )
         totals = state.totals
         totals.images += len(indices)

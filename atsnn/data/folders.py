@@ -133,8 +133,21 @@ def load(path: Path, format: str, shape: tuple[int, int, int], resize: bool) -> 
         test = _annotated(files, names, classes)
     else:
         test = _class_folders(names, _test_folder(names, path), classes, path)
-    decoded = (_decoded(files, part, shape, resize) for part in (train, test))
-    return Dataset(format, files.location, *decoded, tuple(classes))
+    train_images, test_images = (_decoded(files, part, shape, resize) for part in (train, test))
+    return Dataset(format, files.location, train_images, test_images, tuple(classes))
+
+
+def first_shape(path: Path) -> tuple[int, int, int]:
+    """Channels, height and width of the first training image (others are read on use)."""
+    files = open_files(path)
+    name = next((n for n in files.names() if _has_class(n, "train")), None)
+    if name is None:
+        raise DatasetError(_what_to_put(path))
+    try:
+        with Image.open(io.BytesIO(files.read(name))) as image:
+            return 1 if image.mode == "L" else 3, image.height, image.width
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise DatasetError(f"{files.location}: {name}: damaged image ({error})") from None
 
 
 def _has_class(name: str, split: str) -> bool:
@@ -154,7 +167,7 @@ def _test_folder(names: list[str], path: Path) -> str:
         if any(_has_class(name, split) for name in names):
             return split
     raise DatasetError(
-        f"{path}: has train/<class>/ but no test images; put them into test/<class>/ or val/<class>/"
+        f"{path}: has train/<class>/ but no test images; put them into test/<class>/"
     )
 
 
@@ -212,8 +225,8 @@ def decode_image(data: bytes, origin: str, shape: tuple[int, int, int], resize: 
                 raise DatasetError(f"{origin}: {image.width} x {image.height} pixels are too many")
             if image.size != (width, height) and not resize:
                 raise DatasetError(
-                    f"{origin} is {image.height} x {image.width}; the model takes {height} x {width} "
-                    f"(data.resize: true scales images)"
+                    f"{origin} is {image.height} x {image.width}; the model takes {height} x "
+                    f"{width} (data.resize: true scales images)"
                 )
             converted = image.convert("L" if channels == 1 else "RGB")
             if converted.size != (width, height):

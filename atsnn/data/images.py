@@ -103,7 +103,8 @@ class Dataset:
     """Training and test images of one source.
 
     Attributes:
-        format: layout that was read (`idx`, `cifar10`, ...). location: folder, archive or `built in`.
+        format: layout that was read (`idx`, `cifar10`, ...).
+        location: folder, archive or `built in`.
         classes: class names in the order of the labels.
     """
 
@@ -125,4 +126,5 @@ def stored(images: np.ndarray, labels: Sequence[int] | np.ndarray, origin: Path 
         raise DatasetError(f"{origin}: {len(images)} images but {len(values)} labels")
     if not len(images):
         raise DatasetError(f"{origin}: holds no images")
-    return StoredImages(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(values))
+    own = np.require(images, np.uint8, ["C", "W", "O"])
+    return StoredImages(torch.from_numpy(own), torch.from_numpy(values))

@@ -116,8 +116,33 @@ def _check_fit(dataset: Dataset, model: ModelConfig) -> None:
             )
 
 
+def describe(location: Path | str) -> dict[str, str | int | list[str]]:
+    """What a data folder holds: format, place, numbers of images, their size, and the classes."""
+    if is_built_in(location, DataConfig()):
+        dataset = digits.load()
+    else:
+        path = Path(location)
+        format = detect(path)
+        if format == "idx":
+            dataset = idx.load(path)
+        elif format in ("cifar10", "cifar100"):
+            dataset = cifar.load(path, format)
+        else:
+            dataset = folders.load(path, format, folders.first_shape(path), resize=False)
+    channels, height, width = dataset.train.shape
+    return {
+        "format": dataset.format,
+        "location": dataset.location,
+        "train_images": len(dataset.train),
+        "test_images": len(dataset.test),
+        "channels": channels,
+        "size": f"{height} x {width}",
+        "classes": list(dataset.classes),
+    }
+
+
 def fingerprint(images: ImageSet) -> str:
-    """Short digest of the labels and the first images: tells a resumed run that its data changed."""
+    """Short digest of labels and first images: tells a resumed run that its data changed."""
     digest = hashlib.sha256(images.labels.numpy().tobytes())
     digest.update(images.batch(torch.arange(min(64, len(images)))).numpy().tobytes())
     return f"{len(images)} images, {digest.hexdigest()[:16]}"

@@ -58,7 +58,7 @@ class _Machine:
 
 
 def loads(data: bytes) -> Any:
-    """The plain value in a pickle: dict, list, tuple, bytes, str, int, float, bool, None, uint8 array.
+    """The value in a pickle of dicts, lists, tuples, bytes, text, numbers and uint8 arrays.
 
     Raises:
         PlainPickleError: any other content, or damaged data.
