@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from export.errors import UnsupportedTargetError
 from export.graph import (
     LIF,
+    Add,
     Edge,
     Gate,
     Graph,
@@ -147,6 +148,13 @@ def check_supported(graph: Graph) -> None:
                 f"gate {edge.target} looks back at {edge.source} from an earlier time step: a "
                 "pipelined chip has not yet computed it; use halting order upstream or blocks, "
                 "or run this graph in the engine or in torch"
+            )
+    for node in graph.of_kind(Add):
+        terms = len(graph.into(node.name))
+        if terms > MAX_PORTS:
+            raise UnsupportedTargetError(
+                f"add {node.name}: {terms} edges exceed the maximum ({MAX_PORTS}); "
+                "add up some of them in an Add of their own"
             )
     for node in graph.of_kind(Merge):
         if isinstance(node, Merge) and node.assignment == "all":

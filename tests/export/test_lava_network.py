@@ -281,7 +281,7 @@ class TestInterpreter:
         assert_equal_spikes(trace, graph, images)
         assert any(0 < rate < 1 for rate in rates(trace).values())
 
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(data=st.data())
     def test_adaptive_tokens(self, data):
         merge = Merge(
@@ -325,6 +325,24 @@ def interpreted_rates(graph: Graph, folder: Path) -> dict[str, float]:
     return rates(interpreted(graph, images_of(graph), folder))
 
 
+def wide_graph(terms: tuple[int, ...]) -> Graph:
+    """A stem of many layers side by side, added up in the head by one sum for each entry."""
+    d = Drawing(np.random.default_rng(0))
+    d.node(Input("image", "", (4,), 4))
+    layers = [f"lif{i}" for i in range(sum(terms))]
+    for i, name in enumerate(layers):
+        d.linear(f"dense{i}", "image", 4, 4)
+        d.lif(name, f"dense{i}", 4, 10)
+    d.label = "head"
+    total: list[str] = []
+    for i, count in enumerate(terms):
+        added = [layers.pop() for _ in range(count)] + total
+        total = [d.node(Add(f"sum{i}", "", (0,) * len(added)), *added)]
+    d.lif("classes", total[0], 4, 10)
+    d.node(Output("output", ""), "classes")
+    return d.graph()
+
+
 class TestRefusals:
     def test_float_graph(self):
         with pytest.raises(UnsupportedTargetError, match=r"^the graph is in floating point"):
@@ -358,19 +376,15 @@ class TestRefusals:
             partition(prepare(graph))
 
     def test_too_many_ports(self):
-        d = Drawing(np.random.default_rng(0))
-        d.node(Input("image", "", (4,), 4))
-        for i in range(17):
-            d.linear(f"dense{i}", "image", 4, 4)
-            d.lif(f"lif{i}", f"dense{i}", 4, 10)
-        d.label = "head"
-        d.node(Add("sum", "", (0,) * 17), *(f"lif{i}" for i in range(17)))
-        d.node(Output("output", ""), "sum")
         with pytest.raises(UnsupportedTargetError) as caught:
-            partition(prepare(d.graph()))
+            partition(prepare(wide_graph(terms=(9, 8))))
         assert str(caught.value) == (
             "block stem: 17 out-ports exceed the maximum (16); label fewer, larger blocks"
         )
+
+    def test_too_many_terms_of_a_sum(self):
+        with pytest.raises(UnsupportedTargetError, match=r"^add sum0: 17 edges exceed the maximum"):
+            prepare(wide_graph(terms=(17,)))
 
     def test_schedule_of_another_hardware(self):
         graph = prepare(conv_graph())
@@ -408,10 +422,10 @@ class TestRun:
     def test_progress_rises_to_the_number_of_time_steps(self):
         graph = vector_graph()
         seen = []
-        run_lava(graph, images_of(graph, 400), "blocks", on_progress=lambda *p: seen.append(p))
+        run_lava(graph, images_of(graph, 100), "blocks", on_progress=lambda *p: seen.append(p))
         steps = [step for step, _ in seen]
         assert steps == sorted(set(steps))
-        assert {total for _, total in seen} == {hardware_steps(prepare(graph), 400)}
+        assert {total for _, total in seen} == {hardware_steps(prepare(graph), 100)}
 
     def test_killed_process_model_is_named_and_nothing_stays(self, tmp_path, monkeypatch):
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 from lava.magma.core.decorator import implements, requires, tag
-from lava.magma.core.model.py.model import PyLoihiProcessModel
 from lava.magma.core.model.py.ports import PyInPort, PyOutPort
 from lava.magma.core.model.py.type import LavaPyType
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
+from export.lava.arrivals import ArrivalsModel
 from export.lava.kernels import attention_read, attention_table
 from export.lava.processes.attention.process import SpikingAttention
 
@@ -19,7 +19,7 @@ from export.lava.processes.attention.process import SpikingAttention
 @implements(proc=SpikingAttention, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("fixed_pt")
-class PySpikingAttentionModel(PyLoihiProcessModel):
+class PySpikingAttentionModel(ArrivalsModel):
     """Sends the previous step's result first, as Lava's synapses do."""
 
     q_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=1)
@@ -31,6 +31,6 @@ class PySpikingAttentionModel(PyLoihiProcessModel):
 
     def run_spk(self) -> None:
         self.a_out.send(self.a_buf)
-        q, k, v = (port.recv()[:, 0, :] for port in (self.q_in, self.k_in, self.v_in))
+        q, k, v = (self.take(port)[:, 0, :] for port in ("q_in", "k_in", "v_in"))
         self.table[:] = attention_table(k, v, self.table.shape[0])
         self.a_buf[:, 0, :] = attention_read(q, self.table)

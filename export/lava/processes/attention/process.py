@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.process import AbstractProcess
 from lava.magma.core.process.variable import Var
@@ -16,10 +18,13 @@ class SpikingAttention(AbstractProcess):
     Args:
         shape: wire shape [N, 1, D] of q, k and v.
         heads: number of groups of channels.
+        delays: time steps by which `q_in`, `k_in` and `v_in` are late.
     """
 
-    def __init__(self, *, shape: tuple[int, ...], heads: int, name: str) -> None:
-        super().__init__(heads=heads, name=name)
+    def __init__(
+        self, *, shape: tuple[int, ...], heads: int, delays: Mapping[str, int], name: str
+    ) -> None:
+        super().__init__(heads=heads, delays=delays, name=name)
         self.q_in = InPort(shape=shape)
         self.k_in = InPort(shape=shape)
         self.v_in = InPort(shape=shape)

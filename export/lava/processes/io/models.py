@@ -13,6 +13,7 @@ from lava.magma.core.model.py.type import LavaPyType
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
+from export.lava.arrivals import ArrivalsModel
 from export.lava.processes.io.process import ImageSource, Probe, Readout
 from export.lava.wire import from_wire
 
@@ -69,7 +70,7 @@ for _index in range(Probe.WIDTH):
 @implements(proc=Readout, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("fixed_pt")
-class PyReadoutModel(PyLoihiProcessModel):
+class PyReadoutModel(ArrivalsModel):
     """Integer sums; the division by the scale is left to the reader."""
 
     x_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int64, precision=32)
@@ -82,12 +83,10 @@ class PyReadoutModel(PyLoihiProcessModel):
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
         self.steps, self.depth = proc_params["steps"], proc_params["depth"]
-        self.sized = proc_params["sized"]
 
     def run_spk(self) -> None:
-        values = self.x_in.recv().reshape(-1, self.total.size)
-        if self.sized:
-            values = values * self.size_in.recv()[:, None]
+        values = self.take("x_in").reshape(-1, self.total.size)
+        values = values * self.take_or("size_in", np.ones(len(values), np.int64))[:, None]
         step = (self.time_step - 1 - self.depth) % self.steps
         if step == 0:
             self.total[:] = 0

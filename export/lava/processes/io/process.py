@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +63,8 @@ class Readout(AbstractProcess):
         bias: integers [classes].
         steps: time steps of an image.
         depth: hardware steps after which the first image's first value arrives.
-        sized: whether `size_in` is connected; without it every token counts once.
+        delays: time steps by which `x_in` and `size_in` are late; without `size_in` every token
+            counts once.
     """
 
     def __init__(
@@ -74,12 +75,12 @@ class Readout(AbstractProcess):
         bias: npt.NDArray[np.integer],
         steps: int,
         depth: int,
-        sized: bool,
+        delays: Mapping[str, int],
         name: str,
     ) -> None:
-        super().__init__(steps=steps, depth=depth, sized=sized, name=name)
+        super().__init__(steps=steps, depth=depth, delays=delays, name=name)
         self.x_in = InPort(shape=shape)
-        self.size_in = InPort(shape=shape[:1] if sized else (1,))
+        self.size_in = InPort(shape=shape[:1])
         self.a_out = OutPort(shape=bias.shape)
         self.weight = Var(shape=weight.shape, init=weight)
         self.bias = Var(shape=bias.shape, init=bias)

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 from lava.magma.core.decorator import implements, requires, tag
-from lava.magma.core.model.py.model import PyLoihiProcessModel
 from lava.magma.core.model.py.ports import PyInPort, PyOutPort
 from lava.magma.core.model.py.type import LavaPyType
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
+from export.lava.arrivals import ArrivalsModel
 from export.lava.kernels import neurons, or_pool
 from export.lava.processes.neuron.process import GatedLIF, OrPool
 from export.lava.wire import map_from_wire, to_wire
@@ -20,7 +20,7 @@ from export.lava.wire import map_from_wire, to_wire
 @implements(proc=GatedLIF, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("bit_accurate_loihi", "fixed_pt")
-class PyGatedLIFModel(PyLoihiProcessModel):
+class PyGatedLIFModel(ArrivalsModel):
     """The arithmetic of Lava's bit-accurate LIF, with a gate."""
 
     a_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
@@ -34,11 +34,10 @@ class PyGatedLIFModel(PyLoihiProcessModel):
         self.constants = proc_params["constants"]
         self.interval = proc_params["reset_interval"]
         self.offset = proc_params["reset_offset"] % self.interval
-        self.gated = proc_params["gated"]
 
     def run_spk(self) -> None:
-        activation = self.a_in.recv()
-        gate = self.gate_in.recv()[:, None, None] if self.gated else None
+        activation = self.take("a_in")
+        gate = self.take("gate_in")[:, None, None] if "gate_in" in self.delays else None
         if self.time_step % self.interval == self.offset:
             self.u[:] = 0
             self.v[:] = 0
@@ -49,7 +48,7 @@ class PyGatedLIFModel(PyLoihiProcessModel):
 @implements(proc=OrPool, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("fixed_pt")
-class PyOrPoolModel(PyLoihiProcessModel):
+class PyOrPoolModel(ArrivalsModel):
     """Sends the previous step's result first, as Lava's synapses do."""
 
     s_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=1)
@@ -62,4 +61,4 @@ class PyOrPoolModel(PyLoihiProcessModel):
 
     def run_spk(self) -> None:
         self.s_out.send(self.s_buf)
-        self.s_buf[:] = to_wire(or_pool(map_from_wire(self.s_in.recv()), *self.window))
+        self.s_buf[:] = to_wire(or_pool(map_from_wire(self.take("s_in")), *self.window))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from lava.magma.core.process.ports.ports import InPort, OutPort
 from lava.magma.core.process.process import AbstractProcess
@@ -21,7 +23,8 @@ class GatedLIF(AbstractProcess):
         constants: of the neurons; one bias for each entry of the last axis.
         reset_interval: time steps of an image.
         reset_offset: time step (modulo the interval) at which an image begins.
-        gated: whether `gate_in` [N] is connected.
+        delays: time steps by which `a_in` and `gate_in` [N] are late; without `gate_in` all gates
+            are open.
     """
 
     def __init__(
@@ -31,18 +34,18 @@ class GatedLIF(AbstractProcess):
         constants: NeuronConstants,
         reset_interval: int,
         reset_offset: int,
-        gated: bool,
+        delays: Mapping[str, int],
         name: str,
     ) -> None:
         super().__init__(
             constants=constants,
             reset_interval=reset_interval,
             reset_offset=reset_offset,
-            gated=gated,
+            delays=delays,
             name=name,
         )
         self.a_in = InPort(shape=shape)
-        self.gate_in = InPort(shape=shape[:1] if gated else (1,))
+        self.gate_in = InPort(shape=shape[:1])
         self.s_out = OutPort(shape=shape)
         self.u = Var(shape=shape, init=0)
         self.v = Var(shape=shape, init=0)
@@ -54,6 +57,7 @@ class OrPool(AbstractProcess):
     Args:
         shape: graph shape [C, H, W] of the input.
         kernel, stride, padding: (vertical, horizontal).
+        delays: time steps by which `s_in` is late.
     """
 
     def __init__(
@@ -63,9 +67,10 @@ class OrPool(AbstractProcess):
         kernel: tuple[int, int],
         stride: tuple[int, int],
         padding: tuple[int, int],
+        delays: Mapping[str, int],
         name: str,
     ) -> None:
-        super().__init__(kernel=kernel, stride=stride, padding=padding, name=name)
+        super().__init__(kernel=kernel, stride=stride, padding=padding, delays=delays, name=name)
         size = [
             (n + 2 * p - k) // s + 1
             for n, k, s, p in zip(shape[1:], kernel, stride, padding, strict=True)

@@ -1,1 +1,1 @@
-"""Relays: delays, shifts, gated messages and changes of layout."""
+"""Relays (delays, gated messages, changes of layout) and sums."""

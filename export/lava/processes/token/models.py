@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 from lava.magma.core.decorator import implements, requires, tag
-from lava.magma.core.model.py.model import PyLoihiProcessModel
 from lava.magma.core.model.py.ports import PyInPort, PyOutPort
 from lava.magma.core.model.py.type import LavaPyType
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
 
+from export.lava.arrivals import ArrivalsModel
 from export.lava.kernels import Matching, combine, match, merged_sizes
 from export.lava.processes.token.process import HaltingScore, TokenGate, TokenMerge
 
@@ -19,7 +19,7 @@ from export.lava.processes.token.process import HaltingScore, TokenGate, TokenMe
 @implements(proc=HaltingScore, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("fixed_pt")
-class PyHaltingScoreModel(PyLoihiProcessModel):
+class PyHaltingScoreModel(ArrivalsModel):
     """One table look-up for each token."""
 
     x_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
@@ -27,13 +27,13 @@ class PyHaltingScoreModel(PyLoihiProcessModel):
     table: Any = LavaPyType(np.ndarray, np.int32, precision=16)
 
     def run_spk(self) -> None:
-        self.h_out.send(self.table[self.x_in.recv()[:, 0, 0]])
+        self.h_out.send(self.table[self.take("x_in")[:, 0, 0]])
 
 
 @implements(proc=TokenGate, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("fixed_pt")
-class PyTokenGateModel(PyLoihiProcessModel):
+class PyTokenGateModel(ArrivalsModel):
     """A neuron without leak and reset that is open until it reaches its threshold."""
 
     h_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
@@ -45,11 +45,10 @@ class PyTokenGateModel(PyLoihiProcessModel):
         super().__init__(proc_params)
         self.accumulate, self.threshold = proc_params["accumulate"], proc_params["threshold"]
         self.steps, self.depth = proc_params["steps"], proc_params["depth"]
-        self.living = proc_params["living"]
 
     def run_spk(self) -> None:
-        score = self.h_in.recv()
-        alive = self.alive_in.recv() if self.living else 1
+        score = self.take("h_in")
+        alive = self.take_or("alive_in", np.ones_like(score))
         if not self.accumulate or (self.time_step - 1 - self.depth) % self.steps == 0:
             self.total[:] = 0
         self.total += score
@@ -59,7 +58,7 @@ class PyTokenGateModel(PyLoihiProcessModel):
 @implements(proc=TokenMerge, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("fixed_pt")
-class PyTokenMergeModel(PyLoihiProcessModel):
+class PyTokenMergeModel(ArrivalsModel):
     """Assignment latched at the image's first step; combination at every step."""
 
     x_in: Any = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
@@ -76,18 +75,14 @@ class PyTokenMergeModel(PyLoihiProcessModel):
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
-        self.node, self.connected = proc_params["node"], proc_params["connected"]
+        self.node = proc_params["node"]
         self.steps, self.depth = proc_params["steps"], proc_params["depth"]
 
-    def _optional(self, port: str) -> Any:
-        if port not in self.connected:
-            return np.ones(self.partner.shape, np.int32)
-        return getattr(self, f"{port}_in").recv()
-
     def run_spk(self) -> None:
-        stream, gate = self.x_in.recv()[:, 0, :], self.gate_in.recv()
-        alive, size = self._optional("alive"), self._optional("size")
-        keys = self.keys_in.recv()[:, 0, :] if "keys" in self.connected else stream
+        wire, gate = self.take("x_in"), self.take("gate_in")
+        stream, keys = wire[:, 0, :], self.take_or("keys_in", wire)[:, 0, :]
+        ones = np.ones_like(gate)
+        alive, size = self.take_or("alive_in", ones), self.take_or("size_in", ones)
         if self.time_step <= self.depth:
             self.partner[:] = -1
             self.size[:] = 1

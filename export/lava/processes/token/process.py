@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 from lava.magma.core.process.ports.ports import InPort, OutPort
@@ -17,10 +19,18 @@ class HaltingScore(AbstractProcess):
     Args:
         shape: wire shape [N, 1, D] of the stream.
         table: int32 [levels], scores in units of 1/4096.
+        delays: time steps by which `x_in` is late.
     """
 
-    def __init__(self, *, shape: tuple[int, ...], table: npt.NDArray[np.int32], name: str) -> None:
-        super().__init__(name=name)
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, ...],
+        table: npt.NDArray[np.int32],
+        delays: Mapping[str, int],
+        name: str,
+    ) -> None:
+        super().__init__(delays=delays, name=name)
         self.x_in = InPort(shape=shape)
         self.h_out = OutPort(shape=shape[:1])
         self.table = Var(shape=table.shape, init=table)
@@ -35,7 +45,8 @@ class TokenGate(AbstractProcess):
         accumulate: whether scores add up over the time steps of an image.
         steps: time steps of an image.
         depth: hardware steps after which the first image's first score arrives.
-        living: whether `alive_in` [N] is connected.
+        delays: time steps by which `h_in` and `alive_in` are late; without `alive_in` all tokens
+            are alive.
     """
 
     def __init__(
@@ -46,7 +57,7 @@ class TokenGate(AbstractProcess):
         accumulate: bool,
         steps: int,
         depth: int,
-        living: bool,
+        delays: Mapping[str, int],
         name: str,
     ) -> None:
         super().__init__(
@@ -54,11 +65,11 @@ class TokenGate(AbstractProcess):
             threshold=threshold,
             steps=steps,
             depth=depth,
-            living=living,
+            delays=delays,
             name=name,
         )
         self.h_in = InPort(shape=(tokens,))
-        self.alive_in = InPort(shape=(tokens,) if living else (1,))
+        self.alive_in = InPort(shape=(tokens,))
         self.gate_out = OutPort(shape=(tokens,))
         self.total = Var(shape=(tokens,), init=0)
 
@@ -71,7 +82,8 @@ class TokenMerge(AbstractProcess):
         node: number of merges, smallest similarity, combination, what is compared.
         steps: time steps of an image.
         depth: hardware steps after which the first image's first value arrives.
-        connected: which of `alive`, `size` and `keys` are connected.
+        delays: time steps by which `x_in`, `gate_in` and, where they are connected, `alive_in`,
+            `size_in` and `keys_in` are late.
     """
 
     def __init__(
@@ -81,10 +93,10 @@ class TokenMerge(AbstractProcess):
         node: Merge,
         steps: int,
         depth: int,
-        connected: frozenset[str],
+        delays: Mapping[str, int],
         name: str,
     ) -> None:
-        super().__init__(node=node, steps=steps, depth=depth, connected=connected, name=name)
+        super().__init__(node=node, steps=steps, depth=depth, delays=delays, name=name)
         tokens = shape[:1]
         self.x_in = InPort(shape=shape)
         self.gate_in = InPort(shape=tokens)
