@@ -16,6 +16,7 @@ from atsnn.fixed_point import (
     BIAS_MANTISSA_LIMIT,
     THRESHOLD_LIMIT,
     WEIGHT_MAX,
+    NeuronConstants,
     NeuronModel,
 )
 from export.errors import GraphError
@@ -73,11 +74,14 @@ class Quantize(GraphPass):
         fraction_bits: fractional bits of the residual stream; by default 3 if tokens are merged by
             their mean, otherwise 0.
         events: the input is spikes, not pixels.
+        bias_exponent: hold every bias with this exponent (lava-dl netx knows 6 only); by default
+            each layer takes the smallest that its biases fit.
     """
 
     pixel_bits: int = 6
     fraction_bits: int | None = None
     events: bool = False
+    bias_exponent: int | None = None
 
     def rewrite(self, graph: Graph) -> Graph:
         if graph.quantized:
@@ -92,7 +96,8 @@ class Quantize(GraphPass):
 
     def _quantizer(self, graph: Graph) -> _Quantizer:
         graph = add_relays(graph)
-        return _Quantizer(graph, self._bits(graph), 1 if self.events else self.pixel_bits)
+        pixel_bits = 1 if self.events else self.pixel_bits
+        return _Quantizer(graph, self._bits(graph), pixel_bits, self.bias_exponent)
 
     def _bits(self, graph: Graph) -> int:
         if self.fraction_bits is not None:
@@ -175,8 +180,11 @@ class _Group:
 class _Quantizer:
     """Walks a float graph from the input on; `scales` says what each port's integers stand for."""
 
-    def __init__(self, graph: Graph, fraction_bits: int, pixel_bits: int) -> None:
+    def __init__(
+        self, graph: Graph, fraction_bits: int, pixel_bits: int, bias_exponent: int | None
+    ) -> None:
         self.graph = graph
+        self.bias_exponent = bias_exponent
         self.bits = fraction_bits
         self.pixel_bits = pixel_bits
         self.sizes: PortShapes = shapes(graph)
@@ -313,7 +321,7 @@ class _Quantizer:
     def _quantize_group(self, group: _Group) -> None:
         entries = [self._entry(synapse) for synapse in group.synapses]
         models = [neuron.model for neuron in group.neurons]
-        scale, weights = _choose(entries, models, self.graph.steps)
+        scale, weights = _choose(entries, models, self.graph.steps, self.bias_exponent)
         for entry, weight in zip(entries, weights, strict=True):
             node = entry.node
             if isinstance(node, Attention):
@@ -324,6 +332,8 @@ class _Quantizer:
         for neuron in group.neurons:
             bias = self._bias_of(neuron)
             constants = fixed_point.neuron_constants(neuron.model, scale, bias)
+            if self.bias_exponent is not None:
+                constants = _with_exponent(neuron, constants, scale, bias, self.bias_exponent)
             if not 1 <= constants.threshold <= THRESHOLD_LIMIT:
                 refuse(
                     neuron,
@@ -394,6 +404,26 @@ class _Quantizer:
         shape = self._shape_into(node, "in")
         column = bias.reshape(-1, 1, 1) if len(shape) == 3 else bias
         return np.broadcast_to(column, shape).reshape(-1)
+
+
+def _with_exponent(
+    neuron: LIF,
+    constants: NeuronConstants,
+    scale: float,
+    bias: npt.NDArray[np.float64],
+    exponent: int,
+) -> NeuronConstants:
+    drive = (bias + neuron.model.leak) * scale * 2**fixed_point.ACTIVATION_SHIFT
+    mantissa = np.rint(drive / 2**exponent).astype(np.int32)
+    largest = int(np.abs(mantissa).max(initial=0))
+    if largest > BIAS_MANTISSA_LIMIT:
+        refuse(
+            neuron,
+            f"its bias needs the mantissa {largest} at exponent {exponent}, the core holds "
+            f"{BIAS_MANTISSA_LIMIT}",
+            "use a larger bias_exponent",
+        )
+    return replace(constants, bias_mantissa=mantissa, bias_exponent=exponent)
 
 
 def _is_average(node: Conv) -> bool:
@@ -478,7 +508,7 @@ class _Entry:
 
 
 def _choose(
-    entries: list[_Entry], models: Iterable[NeuronModel], steps: int
+    entries: list[_Entry], models: Iterable[NeuronModel], steps: int, bias_exponent: int | None
 ) -> tuple[float, list[npt.NDArray[np.int32]]]:
     """Scale of the current and the integer weights at that scale."""
     models = list(models)
@@ -488,7 +518,7 @@ def _choose(
         scale = _attention_scale(attentions)
         return scale, _fitted(entries, scale, memory)
     first = entries[0]
-    if len(entries) == 1 and len(models) == 1:
+    if len(entries) == 1 and len(models) == 1 and bias_exponent is None:
         bias = getattr(first.node, "bias", None)
         quantized = fixed_point.quantize_synapse(
             first.weight,
@@ -498,7 +528,8 @@ def _choose(
             first.arriving.unit,
         )
         return quantized.scale, [quantized.weight]
-    scale = min(_limit(entries, model, memory) for model in models)
+    exponent = BIAS_EXPONENT_LIMIT if bias_exponent is None else bias_exponent
+    scale = min(_limit(entries, model, memory, exponent) for model in models)
     while True:
         weights = [entry.integers(scale) for entry in entries]
         total = memory * sum(e.bound(w) for e, w in zip(entries, weights, strict=True))
@@ -536,7 +567,7 @@ def _fitted(entries: list[_Entry], scale: float, memory: float) -> list[npt.NDAr
     return weights
 
 
-def _limit(entries: list[_Entry], model: NeuronModel, memory: float) -> float:
+def _limit(entries: list[_Entry], model: NeuronModel, memory: float, bias_exponent: int) -> float:
     """Largest scale at which weights, activations, threshold and biases fit."""
     candidates = [THRESHOLD_LIMIT / (model.gain * model.threshold)]
     reach = bias = 0.0
@@ -552,6 +583,6 @@ def _limit(entries: list[_Entry], model: NeuronModel, memory: float) -> float:
     if reach > 0:
         candidates.append(ACTIVATION_LIMIT / (reach * memory))
     if bias + abs(model.leak) > 0:
-        fits = (BIAS_MANTISSA_LIMIT << BIAS_EXPONENT_LIMIT) / 2**fixed_point.ACTIVATION_SHIFT
+        fits = (BIAS_MANTISSA_LIMIT << bias_exponent) / 2**fixed_point.ACTIVATION_SHIFT
         candidates.append(fits / (bias + abs(model.leak)))
     return min(candidates)
