@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from atsnn.errors import DatasetError
 from atsnn.fixed_point import NeuronConstants, NeuronModel, halting_table, halting_threshold
 from export.errors import LavaRunError, UnsupportedTargetError
+from export.formats import hdf5
 from export.graph import (
     LIF,
     Add,
@@ -32,7 +33,7 @@ from export.graph import (
     Readout,
     Reshape,
 )
-from export.lava import run_lava, watch
+from export.lava import job_folder, run_lava, run_watched, watch
 from export.lava.interpreter import Interpreter
 from export.lava.kernels import WRAPS_ONCE
 from export.lava.network import (
@@ -43,10 +44,13 @@ from export.lava.network import (
     read_trace,
 )
 from export.lava.partition import partition
+from export.lava.watch import WORK
+from export.ranges import maxima
 from hardware.engine import run as run_engine
 
 MODEL = NeuronModel(membrane_rate=0.5, current_rate=1.0, threshold=1.0)
 GRAINS = ("layers", "blocks")
+OWN_SCRIPT = Path(__file__).parent / "lava_models" / "own_script.py"
 
 
 @dataclass
@@ -315,8 +319,6 @@ class TestInterpreter:
 
     def test_vector_network_here_has_a_current_that_lava_would_not_wrap(self):
         graph = prepare(vector_graph())
-        from export.ranges import maxima
-
         assert maxima(graph)["many", "out"] > WRAPS_ONCE
 
 
@@ -414,6 +416,33 @@ def _float_graph() -> Graph:
         (Input("image", "", (4,)), Linear("dense", "", np.ones((2, 4)), None), Output("o", "")),
         (Edge("image", "dense"), Edge("dense", "o")),
         steps=2,
+    )
+
+
+@pytest.mark.lava
+def test_network_in_a_script_of_ones_own(tmp_path):
+    graph = prepare(conv_graph())
+    images = images_of(graph)
+    hdf5.save(graph, tmp_path / "graph.h5")
+    np.save(tmp_path / "images.npy", images)
+    arguments = {
+        "graph": str(tmp_path / "graph.h5"),
+        "images": str(tmp_path / "images.npy"),
+        "port": "out0",
+    }
+    with job_folder() as folder:
+        run_watched(f"{OWN_SCRIPT}:main", arguments, folder)
+        with np.load(folder / WORK / "result.npz") as result:
+            trace = dict(result)
+    heard = trace.pop("heard")
+    assert_equal_spikes(trace, graph, images)
+
+    assert partition(graph)[0].sinks == (("residual", "out"),)
+    depth, steps, count = graph.depth["residual"], graph.steps, len(images)
+    stream = heard[depth : depth + steps * count].transpose(0, 3, 2, 1)
+    expected = 2 * trace["lif2"] + 4 * trace["pool"].astype(int)
+    np.testing.assert_array_equal(
+        stream.reshape(count, steps, *stream.shape[1:]).swapaxes(0, 1), expected
     )
 
 
