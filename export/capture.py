@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import norse.torch as norse
 import numpy as np
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 import export.spikformer_converters  # noqa: F401  (registers the converters of our own model)
 from export.converters import (
@@ -219,7 +220,7 @@ class _Interpreter:
         raise GraphError("the trace has no output")
 
     def _resolved(self, argument: Any) -> Any:
-        return fx.node.map_arg(argument, lambda node: self.values[node])
+        return map_arg(argument, lambda node: self.values[node])
 
     def _value(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
@@ -229,6 +230,8 @@ class _Interpreter:
         args, kwargs = self._resolved(node.args), self._resolved(node.kwargs)
         if node.op == "call_module":
             return self._module(node, args, kwargs)
+        if node.op == "get_attr":
+            self._parameter(node)
         return self._function(node, args, kwargs)
 
     def _module(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
@@ -240,12 +243,20 @@ class _Interpreter:
             refuse_unknown(call, module)
         return self._convert(call, convert, (module, *args), kwargs)
 
+    def _parameter(self, node: fx.Node) -> NoReturn:
+        holder, _, label = _plain_name(str(node.target)).rpartition(".")
+        module = self.modules[f"{_ROOT}.{holder}" if holder else _ROOT]
+        self._call(node, holder or type(module).__name__, _type_name(module)).refuse(
+            f"its forward uses {label} outside of a layer that has a converter",
+            "register a converter for this module with export.register_converter",
+        )
+
     def _function(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         label = node.target if isinstance(node.target, str) else node.target.__name__
         owner = self.trace.owners.get(node.name, "")
         source = f"{owner}.{label}" if owner else str(label)
         call = self._call(node, source, f"{node.op} {label}")
-        convert = function_converter(node.target) if node.op != "get_attr" else None
+        convert = function_converter(node.target)
         if convert is None:
             call.refuse(
                 "this operation has no converter",
@@ -287,10 +298,11 @@ def _finish(builder: Builder, result: Any) -> None:
     last = next(node for node in builder.nodes if node.name == value.node)
     if isinstance(last, Linear) and len(value.shape) == 1:
         _replace(builder, last, _as_readout(last))
-    elif not isinstance(last, LIF | Readout):
+    elif not isinstance(last, LIF | Readout) or len(value.shape) != 1:
         raise UnsupportedModuleError(
-            f"{last.source or last.name} ({last.kind}): the network ends in it; end with a Linear "
-            "layer (its mean over time becomes the logits) or with a spiking neuron"
+            f"{last.source or last.name} ({last.kind}): the network ends in it with shape "
+            f"{list(value.shape)}; end with a Linear layer of one feature per class (its mean over "
+            "time becomes the logits), or with spiking neurons behind it"
         )
     builder.nodes.append(Output("output", ""))
     builder.edges.append(Edge(value.node, "output", value.port))
