@@ -52,7 +52,7 @@ class Part:
 
 
 def partition(graph: Graph) -> tuple[Part, ...]:
-    """Split a scheduled graph by its block labels, in the order in which they first appear.
+    """Split a scheduled graph by its block labels; a part comes behind those that it reads from.
 
     Raises:
         UnsupportedTargetError: a part has too many ports, or parts read one another in a circle.
@@ -83,8 +83,7 @@ def partition(graph: Graph) -> tuple[Part, ...]:
                     "label fewer, larger blocks"
                 )
         parts.append(part)
-    _check_order(parts, labels)
-    return tuple(parts)
+    return _ordered(parts, labels)
 
 
 def _ports(edges: list[Edge]) -> tuple[Port, ...]:
@@ -104,11 +103,12 @@ def _labels(graph: Graph) -> dict[str, str]:
     return labels
 
 
-def _check_order(parts: list[Part], labels: dict[str, str]) -> None:
-    reads = {
+def _ordered(parts: list[Part], labels: dict[str, str]) -> tuple[Part, ...]:
+    """The parts, each behind those that it reads from; otherwise in the order given."""
+    waiting = {
         part.label: {labels[name] for name, _ in part.sources if name in labels} for part in parts
     }
-    waiting = dict(reads)
+    ordered: list[str] = []
     while waiting:
         ready = [label for label, sources in waiting.items() if not sources & waiting.keys()]
         if not ready:
@@ -116,7 +116,9 @@ def _check_order(parts: list[Part], labels: dict[str, str]) -> None:
                 f"blocks {', '.join(waiting)} read one another in a circle; "
                 "label the nodes so that values flow from block to block in one direction"
             )
-        waiting = {label: s for label, s in waiting.items() if label not in ready}
+        ordered.append(ready[0])
+        del waiting[ready[0]]
+    return tuple(sorted(parts, key=lambda part: ordered.index(part.label)))
 
 
 def output_source(graph: Graph) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from export.lava.network import (
     read_trace,
 )
 from export.lava.partition import partition
-from export.lava.watch import STALL, TIMEOUT, WORK, job_folder, run_watched
+from export.lava.watch import STALL, WORK, job_folder, run_watched
 
 GRAPH_FILE, IMAGES_FILE, PROBES = "graph.h5", "images.npy", "probes"
 
@@ -35,7 +36,7 @@ def run_lava(
     grain: Grain = "layers",
     *,
     lava_conv: bool = False,
-    timeout: float = TIMEOUT,
+    timeout: float = math.inf,
     stall: float = STALL,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Trace:
@@ -47,7 +48,7 @@ def run_lava(
             with a 1-bit input also takes events, [T, B, ...] of 0 and 1.
         grain: `layers` (a process for each node) or `blocks` (a process for each block label).
         lava_conv: use Lava's own, slow model of `Conv`.
-        timeout: seconds for the whole run.
+        timeout: seconds for the whole run; by default only a stall ends it.
         stall: seconds without a new time step after which the run is ended.
         on_progress: called with the time step and the number of time steps.
 

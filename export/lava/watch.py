@@ -31,7 +31,8 @@ from export.lava.session import end_session, members
 POLL = 0.05
 LOOK = 0.5
 """Seconds between two looks at all processes of a run; there may be hundreds."""
-STALL = 120.0
+STALL = 300.0
+"""Seconds without progress; a large network on a busy machine takes a while to start."""
 TIMEOUT = 1800.0
 
 Progress = Callable[[int], None]

@@ -6,7 +6,6 @@ grid with one column. Vectors [D] and per-token values [N] travel as they are.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -69,14 +68,9 @@ class Recorder:
             return
         self._image[index % self.steps] = value
         if index % self.steps == self.steps - 1:
-            self._append(np.packbits(self._image) if self.binary else self._image)
-
-    def _append(self, image: Array) -> None:
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            os.write(handle, image.tobytes())
-        finally:
-            os.close(handle)
+            image = np.packbits(self._image) if self.binary else self._image
+            with self.path.open("wb" if index < self.steps else "ab") as file:
+                file.write(image.tobytes())
 
     def read(self) -> Array:
         """Everything recorded, [T, B, ...]: bool, or int64 if not binary.

@@ -285,6 +285,22 @@ class TestInterpreter:
         assert_equal_spikes(trace, graph, images)
         assert any(0 < rate < 1 for rate in rates(trace).values())
 
+    def test_block_that_appears_before_the_one_it_reads_from(self, tmp_path):
+        d = Drawing(np.random.default_rng(0), label="late")
+        d.node(Input("image", "", (6,), 4))
+        d.linear("dense1", "image", 6, 6)
+        d.label = "early"
+        d.linear("dense2", "image", 6, 6)
+        d.lif("lif2", "dense2", 6, 100)
+        d.label = "late"
+        d.node(Add("sum", "", (0, 3)), "dense1", "lif2")
+        d.lif("classes", "sum", 6, 100)
+        d.node(Output("output", ""), "classes")
+        graph = d.graph()
+        assert [part.label for part in partition(prepare(graph))] == ["early", "late"]
+        images = images_of(graph)
+        assert_equal_spikes(interpreted(graph, images, tmp_path), graph, images)
+
     @settings(max_examples=25)
     @given(data=st.data())
     def test_adaptive_tokens(self, data):
