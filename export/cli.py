@@ -201,7 +201,8 @@ def _graph_table(graph: Graph, summary: dict[str, Any]) -> Table:
 
 
 def _rounding_table(rounding: tuple[LayerRounding, ...]) -> Table:
-    heads = ["weight bits", "weight error", "to zero", "bias error", "threshold error", "headroom"]
+    heads = ["weight bits", "weight error", "to zero", "bias error", "threshold error"]
+    heads += ["headroom", "of membrane"]
     table = _table("Rounding (errors relative; headroom: capacity / largest activation)", [], [])
     table.add_column("synapse")
     for head in heads:
@@ -215,6 +216,7 @@ def _rounding_table(rounding: tuple[LayerRounding, ...]) -> Table:
             f"{layer.bias_error:.3%}",
             f"{layer.threshold_error:.3%}",
             f"{layer.headroom:.3g}x",
+            f"{layer.membrane_headroom:.3g}x",
         )
     return table
 

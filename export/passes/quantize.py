@@ -41,7 +41,9 @@ from export.graph import (
 from export.passes.base import GraphPass
 from export.passes.rounding import (
     LayerRounding,
+    growth,
     headroom,
+    membrane_headroom,
     neuron_rounding,
     weight_rounding,
 )
@@ -86,6 +88,8 @@ class Quantize(GraphPass):
     def rewrite(self, graph: Graph) -> Graph:
         if graph.quantized:
             raise GraphError("the graph is quantised already; start from the float graph")
+        for norm in graph.of_kind(Norm):
+            refuse(norm, "a quantised graph holds no normalisation", "run FoldNorm first")
         return self._quantizer(graph).run()
 
     def report(self, graph: Graph) -> tuple[LayerRounding, ...]:
@@ -208,8 +212,6 @@ class _Quantizer:
         )
 
     def _quantized(self, node: Node) -> Node:
-        if isinstance(node, Norm):
-            refuse(node, "a quantised graph holds no normalisation", "run FoldNorm first")
         if isinstance(node, Conv | Linear | Attention):
             return self._value_synapse(node)
         method = getattr(self, f"_{node.kind.lower()}", None)
@@ -293,7 +295,7 @@ class _Quantizer:
             self.scales[node.name, "out"] = Scale(1, 1.0)
         elif isinstance(node, Add | Reshape):
             self.done[node.name] = node
-        else:
+        elif node.name not in self.done:
             group = self.groups[node.name]
             if all(self._ready(synapse) for synapse in group.synapses):
                 self._quantize_group(group)
@@ -369,6 +371,7 @@ class _Quantizer:
             *neuron_rounding(neuron.model, done.constants, scale, bias),
             bound,
             headroom(bound),
+            membrane_headroom(neuron.model, done.constants, bound, self.graph.steps),
         )
 
     def _entry(self, node: Node) -> _Entry:
@@ -512,7 +515,7 @@ def _choose(
 ) -> tuple[float, list[npt.NDArray[np.int32]]]:
     """Scale of the current and the integer weights at that scale."""
     models = list(models)
-    memory = max(_memory(model, steps) for model in models)
+    memory = max(growth(1.0 - model.current_rate, steps) for model in models)
     attentions = [entry for entry in entries if isinstance(entry.node, Attention)]
     if attentions:
         scale = _attention_scale(attentions)
@@ -536,12 +539,6 @@ def _choose(
         if total <= ACTIVATION_LIMIT:
             return scale, weights
         scale *= 0.999 * ACTIVATION_LIMIT / total
-
-
-def _memory(model: NeuronModel, steps: int) -> float:
-    """How far a current can grow beyond one step's activation while it decays, within one image."""
-    keep = 1.0 - model.current_rate
-    return sum(keep**t for t in range(steps))
 
 
 def _attention_scale(entries: list[_Entry]) -> float:

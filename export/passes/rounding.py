@@ -12,6 +12,7 @@ from atsnn.fixed_point import (
     ACTIVATION_LIMIT,
     ACTIVATION_SHIFT,
     DECAY_UNITY,
+    STATE_LIMIT,
     NeuronConstants,
     NeuronModel,
 )
@@ -34,6 +35,8 @@ class LayerRounding:
         decay_error: largest error of a decay per step (membrane or current).
         bound: largest |activation| that any input can cause.
         headroom: what an activation holds / bound; at least 1.
+        membrane_headroom: what a membrane holds / the furthest that it can be driven within one
+            image; below 1 it may saturate, alike in every executor, and the engine counts it.
     """
 
     node: str
@@ -48,6 +51,7 @@ class LayerRounding:
     decay_error: float
     bound: int
     headroom: float
+    membrane_headroom: float
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,3 +92,18 @@ def neuron_rounding(
 def headroom(bound: int) -> float:
     """How many times larger an activation could be."""
     return ACTIVATION_LIMIT / bound if bound else float("inf")
+
+
+def membrane_headroom(
+    model: NeuronModel, constants: NeuronConstants, bound: int, steps: int
+) -> float:
+    """How many times further a membrane could be driven than any image can within `steps`."""
+    current = growth(1.0 - model.current_rate, steps) * bound * 2**ACTIVATION_SHIFT
+    drive = current + int(np.abs(constants.bias).max(initial=0))
+    reach = growth(1.0 - model.membrane_rate, steps) * drive
+    return STATE_LIMIT / reach if reach else float("inf")
+
+
+def growth(keep: float, steps: int) -> float:
+    """How far a constant drive of 1 accumulates in a state that keeps a share `keep` per step."""
+    return sum(keep**t for t in range(steps))
