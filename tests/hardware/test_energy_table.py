@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from tiny_networks import Adaptive, conv_network, images_for
 
-from hardware import gpu
+from hardware import energy, gpu
 from hardware.energy import (
     ADAPTIVE,
     ALL_TOKENS,
@@ -212,6 +212,23 @@ class TestTable:
             "modelled: no GPU measured: none here"
         ] * 3
 
+    def test_a_measured_gpu_gives_its_windows_as_the_range(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        moments = np.arange(-1, 1010) * 0.1
+        trace = gpu.PowerTrace("board", moments, 100e3 * moments, 0 * moments)
+        windows = [gpu.Window(10, 50, 100), gpu.Window(50, 90, 200)]
+        measured = gpu.evaluate(trace, gpu.Window(0, 10), windows)
+        monkeypatch.setattr(energy, "measure_graph", lambda graph, images, batch: measured)
+        rows = energy_table(conv_network(), images_for(conv_network(), 1)).rows
+        first, second = (row for row in rows if "GPU" in row.system)
+        assert first.system.endswith("batch 1")
+        assert second.system.endswith("batch 256")
+        assert first.grade == "measured"
+        assert first.joules_per_image == pytest.approx(30)
+        assert (first.joules_low, first.joules_high) == (pytest.approx(20), pytest.approx(40))
+        assert "idle 100.0 W" in first.note
+
     def test_a_measurement_that_is_insisted_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gpu, "gpu_problem", lambda: "no GPU measured: none here")
         with pytest.raises(GpuMeasurementError, match="none here"):
@@ -273,6 +290,12 @@ class TestReports:
         assert "block1.fc1" in text
         assert "Attention, q (k^T v)" in text or "Attention, (q k^T) v" in text
         assert "all layers" in text
+
+    def test_the_layer_table_of_a_network_without_gates_has_one_column_of_sops(self) -> None:
+        plain = energy_table(conv_network(), images_for(conv_network(), 2), gpu="none")
+        text = printed(layers_rich_table(plain.all_tokens, plain.adaptive))
+        assert "SOPs, adaptive" not in text
+        assert "conv1" in text
 
     def test_the_token_table_has_a_line_per_gate(self) -> None:
         graph = Adaptive().build()

@@ -188,6 +188,21 @@ class TestMeasuring:
             "no GPU measured: package nvidia-ml-py is not installed (extra `gpu`)"
         )
 
+    def test_a_graph_runs_as_a_torch_module_and_each_batch_is_waited_for(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The GPU is a stand-in: all tensors stay where they are."""
+        torch = pytest.importorskip("torch")
+        waited: list[bool] = []
+        monkeypatch.setattr(gpu, "gpu_problem", lambda: None)
+        monkeypatch.setattr(gpu, "NvmlMeter", SimulatedBoard)
+        monkeypatch.setattr(torch.nn.Module, "cuda", lambda self: self)
+        monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
+        monkeypatch.setattr(gpu, "measure", lambda workload, meter: (meter, workload()))
+        assert measure_graph(conv_network(), images_for(conv_network(), 3), 8) == 8
+        assert waited == [True]
+
     @pytest.mark.gpu
     def test_a_real_gpu(self) -> None:
         if gpu.gpu_problem():
