@@ -14,6 +14,7 @@ from rich.table import Table
 
 from atsnn.config import RunConfig, apply_changes, parse, preset_names, read_preset, read_yaml
 from atsnn.errors import AtsnnError, ConfigError
+from atsnn.progress import say
 
 if TYPE_CHECKING:
     from atsnn.data import ImageSet
@@ -91,16 +92,16 @@ def train(
 
     console = Console(stderr=True)
     dataset = load_dataset(data, run.data, run.model)
-    console.print(
+    say(
+        console,
         f"{dataset.format} ({dataset.location}): {len(dataset.train)} training and "
         f"{len(dataset.test)} test images, {len(dataset.classes)} classes",
-        highlight=False,
     )
     model = run_training(run, dataset, out, resume=resume, console=console)
     if as_json:
         print(json.dumps({"model": str(model), "log": str(model.with_name(LOG_FILE))}))
     else:
-        console.print(f"model: {model}", highlight=False)
+        say(console, f"model: {model}")
 
 
 def _configuration(

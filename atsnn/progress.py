@@ -77,11 +77,16 @@ class Meter:
             self._last_line = now
             rate = (self._done - self._first) / (now - self._start)
             left = (self._total - self._done) / rate if rate else float("inf")
-            self._console.print(
+            say(
+                self._console,
                 f"{self._title}: {self._done}/{self._total}, {rate:.1f}/s, "
                 f"{duration(left)} left{', ' + note if note else ''}",
-                highlight=False,
             )
+
+
+def say(console: Console, text: str) -> None:
+    """Print one line as it is: no markup, no colours, no wrapping."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ from atsnn.errors import CheckpointError, ConfigError, DatasetError, TrainingErr
 from atsnn.evaluation import Evaluation, evaluate
 from atsnn.files import write_atomically
 from atsnn.losses import total_loss
-from atsnn.progress import Meter, duration
+from atsnn.progress import Meter, duration, say
 from atsnn.quantization import quantize_model
 from atsnn.spikformer import Spikformer
 
@@ -98,7 +99,7 @@ def train(
         for name, stage in stages.items():
             place = folder / name if config.stages else folder
             if config.stages:
-                screen.print(f"stage {name}", highlight=False)
+                say(screen, f"stage {name}")
                 _claim(place, stage, True)
             run = Run(stage, dataset, place, initial, screen)
             initial = run.train()
@@ -136,6 +137,7 @@ def _reproducible(config: TrainConfig) -> Iterator[None]:
     fill = torch.utils.deterministic.fill_uninitialized_memory
     if config.threads:
         torch.set_num_threads(config.threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.manual_seed(config.seed)
@@ -329,12 +331,12 @@ class Run:
 
     def _report(self, row: dict[str, float]) -> None:
         speed = self.steps * self.config.train.batch / max(row["seconds"], 1e-9)
-        self.console.print(
+        say(
+            self.console,
             f"epoch {row['epoch']:.0f}/{self.config.train.epochs}  loss {row['train_loss']:.3f}  "
             f"accuracy {row['train_accuracy']:.2%} train, {row['test_accuracy']:.2%} test "
             f"({row['test_images']:.0f})  tokens {row['test_tokens']:.1%}  "
             f"{duration(row['seconds'])} ({speed:.0f} images/s)",
-            highlight=False,
         )
 
     def _write_log(self) -> None:

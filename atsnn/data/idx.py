@@ -53,13 +53,15 @@ def read(path: Path, rank: int) -> np.ndarray:
 
 
 def _shape(path: Path, header: bytes, rank: int) -> tuple[int, ...]:
-    if len(header) < 4 + 4 * rank or header[:2] != b"\0\0":
+    if len(header) < 4 or header[:2] != b"\0\0":
         raise DatasetError(f"{path}: not an IDX file (its first four bytes are {header[:4].hex()})")
     if header[2] != _UNSIGNED_BYTE or header[3] != rank:
         raise DatasetError(
             f"{path}: an IDX file of type {header[2]:#04x} with {header[3]} dimensions; "
             f"needs type 0x08 (unsigned bytes) with {rank}"
         )
+    if len(header) < 4 + 4 * rank:
+        raise DatasetError(f"{path}: damaged: ends after {len(header)} bytes")
     shape = struct.unpack(f">{rank}I", header[4:])
     if math.prod(shape) > LARGEST:
         raise DatasetError(f"{path}: damaged: claims {math.prod(shape)} bytes, more than {LARGEST}")
