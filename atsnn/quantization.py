@@ -10,6 +10,7 @@ equal to the last spike.
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import numpy as np
 import torch
@@ -295,8 +296,7 @@ def quantize_model(model: Spikformer) -> Spikformer:
         setattr(stem, name, _fixed_conv(getattr(stem, name), 1, 1.0))
     stem.add = StreamAdd(unit, joins=2)
     result.stem = FixedPointStem(stem, bits.pixel_bits)  # pyright: ignore[reportAttributeAccessIssue] likewise
-    for index, block in enumerate(result.blocks):
-        assert isinstance(block, EncoderBlock)
+    for index, block in enumerate(result.block_list):
         _quantize_block(block, stream_max(index) * unit, unit)
     if result.adaptive:
         _quantize_halting(result, bits.fraction_bits)
@@ -337,8 +337,8 @@ def _quantize_block(block: EncoderBlock, entering: int, unit: int) -> None:
 def _quantize_halting(model: Spikformer, fraction_bits: int) -> None:
     levels = [stream_max(i) * 2**fraction_bits + 1 for i in range(len(model.scores))]
     model.scores = nn.ModuleList(
-        FixedPointHaltingScore(score, n, fraction_bits)  # pyright: ignore[reportArgumentType] the list holds scores only
-        for score, n in zip(model.scores, levels, strict=True)
+        FixedPointHaltingScore(score, n, fraction_bits)
+        for score, n in zip(model.score_list, levels, strict=True)
     )
     threshold = fixed_point.halting_threshold(model.config.halting.epsilon)
     accumulate = model.config.halting.order != "blocks"
@@ -384,15 +384,15 @@ def float_twin(model: Spikformer) -> Spikformer:
     quantized_stem = model.stem.stem
     for name in ("conv1", "conv2", "conv3", "conv4", "position"):
         _restore(getattr(twin.stem, name), getattr(quantized_stem, name).synapse)
-    for ours, theirs in zip(twin.blocks, model.blocks, strict=True):
+    for ours, theirs in zip(twin.block_list, model.block_list, strict=True):
         for name in ("q", "k", "v", "proj", "fc1", "fc2"):
             _restore(getattr(ours, name), getattr(theirs, name).synapse)
-    if model.adaptive:
-        for ours, theirs in zip(twin.scores, model.scores, strict=True):
-            ours.gamma.copy_(theirs.gamma)
-            ours.beta.copy_(theirs.beta)
-    twin.readout.head.weight.copy_(model.readout.weight)
-    twin.readout.head.bias.copy_(model.readout.bias)
+    for ours, theirs in zip(twin.score_list, model.score_list, strict=True):
+        ours.gamma.copy_(theirs.gamma)
+        ours.beta.copy_(theirs.beta)
+    fixed = cast("FixedPointReadout", model.readout)
+    twin.readout.head.weight.copy_(fixed.weight)
+    twin.readout.head.bias.copy_(fixed.bias)
     return twin.eval()
 
 

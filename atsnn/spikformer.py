@@ -8,8 +8,9 @@ instead, and both fire the same spikes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,9 @@ class TokenNorm(nn.BatchNorm1d):
             mean = (weight / count) @ rows
             variance = (weight / count) @ (rows - mean).square()
             self._update(mean.detach(), variance.detach() * count / (count - 1))
-        factor = self.weight * torch.rsqrt(variance + self.eps)  # pyright: ignore[reportOptionalOperand] running statistics are always tracked here
+        assert variance is not None
+        assert mean is not None
+        factor = self.weight * torch.rsqrt(variance + self.eps)
         return input * factor + (self.bias - mean * factor)
 
     @torch.no_grad()
@@ -306,6 +309,21 @@ class Spikformer(nn.Module):
         self.readout = Readout(config.dim, config.classes)
         self.apply(_initialize)
 
+    @property
+    def block_list(self) -> Sequence[EncoderBlock]:
+        """The encoder blocks, typed."""
+        return cast("Sequence[EncoderBlock]", self.blocks)
+
+    @property
+    def score_list(self) -> Sequence[HaltingScore]:
+        """The halting scores, the stem's first, typed; empty without adaptation."""
+        return cast("Sequence[HaltingScore]", self.scores) if self.adaptive else ()
+
+    @property
+    def gate_list(self) -> Sequence[Gate]:
+        """The gates of the blocks, typed; empty without adaptation."""
+        return cast("Sequence[Gate]", self.gates) if self.adaptive else ()
+
     def forward(self, image: Tensor) -> ModelOutput:
         """Masked form. Image [B, C, H, W] in [0, 1]."""
         _check_image(self.config, image)
@@ -331,11 +349,11 @@ class Spikformer(nn.Module):
         x = self.stem(image)
         gates, totals, scores = [], [], []
         gate = alive = size = score = None
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self.block_list):
             if self.adaptive:
-                scores.append(self.scores[index](x))
+                scores.append(self.score_list[index](x))
                 score = scores[-1] if score is None else score + scores[-1]
-                gate, total = self.gates[index](score, alive)
+                gate, total = self.gate_list[index](score, alive)
                 gates.append(gate)
                 totals.append(total)
             x, alive, size = block(x, gate, alive, size)
@@ -345,10 +363,10 @@ class Spikformer(nn.Module):
         x = self.stem(image)
         gates, totals, scores = [], [], []
         alive = size = score = None
-        for index, block in enumerate(self.blocks):
-            scores.append(self.scores[index](x))
+        for index, block in enumerate(self.block_list):
+            scores.append(self.score_list[index](x))
             score = scores[-1] if score is None else score + scores[-1]
-            gate, total = self.gates[index](score, alive)
+            gate, total = self.gate_list[index](score, alive)
             gates.append(gate)
             totals.append(total)
             x, alive, size = block.forward_rows(x, gate, alive, size, {})
@@ -363,14 +381,14 @@ class Spikformer(nn.Module):
         size = None
         for t in range(self.config.steps):
             x, alive, size = stream[t : t + 1], None, None
-            step_scores = [self.scores[0](x)]
+            step_scores = [self.score_list[0](x)]
             gates, totals = [], []
-            for index, block in enumerate(self.blocks):
+            for index, block in enumerate(self.block_list):
                 score = self._visible_score(index, step_scores, history)
-                gate, total = self.gates[index](score, alive)
+                gate, total = self.gate_list[index](score, alive)
                 run = block.forward_rows if rows else block
                 x, alive, size = run(x, gate, alive, size, states[index])
-                step_scores.append(self.scores[index + 1](x))
+                step_scores.append(self.score_list[index + 1](x))
                 gates.append(gate)
                 totals.append(total)
             history.append(step_scores)
@@ -401,7 +419,7 @@ class Spikformer(nn.Module):
                 logits, open_gates, open_gates.sum((0, 1)), logits.new_zeros((1, *cells[1:]))
             )
         stacked = torch.stack(gates)
-        unit = self.gates[0].unit
+        unit = self.gate_list[0].unit
         cost = ponder(stacked, torch.stack(totals), unit)
         return ModelOutput(logits, stacked, cost, torch.stack(scores) / unit)
 

@@ -138,7 +138,7 @@ def _look_back(graph: Graph, model: Spikformer) -> Graph:
         return graph
     readout = next(graph.of_kind(Readout))
     (stream,) = graph.into(readout.name, "x")
-    last = model.scores[blocks]
+    last = model.score_list[blocks]
     score = HaltingScore(
         f"scores.{blocks}",
         f"scores.{blocks}",
