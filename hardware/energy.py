@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.graph import Graph
-from hardware.engine import run
+from hardware.engine import image_axis, run
 from hardware.errors import GpuMeasurementError, ProfileError
 from hardware.events import EventCounts
 from hardware.gpu import GpuMeasurement, GpuWork, gpu_work, measure_graph, modelled
@@ -126,7 +126,7 @@ def energy_table(
 
     Args:
         graph: a quantised graph.
-        images: raw 8-bit pixels, uint8 [B, *input shape].
+        images: raw 8-bit pixels, uint8 [B, *input shape], or events, [T, B, *input shape].
         profile: name of a shipped chip profile, or path of a YAML file.
         gpu: "auto" measures by NVML where a GPU is usable and else models it from `gpu_profile`;
             "measured" insists; "none" leaves the GPU out.
@@ -141,7 +141,8 @@ def energy_table(
     chip, gpu_figures = _profile(profile, ("chip", "convention")), _profile(gpu_profile, ("gpu",))
     dense_graph = open_all_gates(graph)
     gated = len(dense_graph.nodes) < len(graph.nodes)
-    reports = _progress_of_runs(progress, len(images), 1 + gated)
+    count = images.shape[image_axis(graph, images)]
+    reports = _progress_of_runs(progress, count, 1 + gated)
     all_tokens, average = _count(dense_graph, images, reports[0])
     adaptive = all_tokens
     if gated:
@@ -153,7 +154,7 @@ def energy_table(
         *(ann_row(all_tokens, load_profile(name)) for name in ANN_CONVENTIONS),
         *_gpu_rows(system, dense_graph, images, gpu, gpu_figures),
     ]
-    return EnergyTable(tuple(rows), len(images), average, all_tokens, adaptive)
+    return EnergyTable(tuple(rows), count, average, all_tokens, adaptive)
 
 
 Report = Callable[[int, int], None]

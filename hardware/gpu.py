@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.graph import Attention, Conv, Graph, Linear, Readout
-from hardware.engine.plan import dense_macs, make_plan
+from hardware.engine.plan import dense_macs, image_axis, make_plan, select
 from hardware.errors import GpuMeasurementError, ProfileError
 from hardware.profile import Grade, Profile, weakest
 
@@ -356,7 +356,7 @@ def measure_graph(graph: Graph, images: npt.NDArray[np.uint8], batch: int) -> Gp
 
     Args:
         graph: the graph; a GPU computes it densely, whatever its gates say.
-        images: uint8 [B, *input shape], repeated to fill the batch.
+        images: uint8 [B, *input shape] or events [T, B, *input shape], repeated to fill the batch.
         batch: images at a time.
 
     Raises:
@@ -370,7 +370,8 @@ def measure_graph(graph: Graph, images: npt.NDArray[np.uint8], batch: int) -> Gp
     from export.torch_module import graph_to_torch
 
     module = graph_to_torch(graph).eval().cuda()
-    filled = np.resize(images, (batch, *images.shape[1:]))
+    axis = image_axis(graph, images)
+    filled = select(images, axis, np.arange(batch) % images.shape[axis])
     pixels = module.prepare(filled).cuda()
 
     def workload() -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.graph import LIF, Gate, Graph, OrPool
-from hardware.engine import run
+from hardware.engine import image_axis, run, select
 from hardware.errors import VerificationError
 
 Images = npt.NDArray[np.uint8]
@@ -149,7 +149,7 @@ def verify(
 
     Args:
         graph: the quantised graph.
-        images: raw 8-bit pixels, uint8 [B, *input shape].
+        images: raw 8-bit pixels, uint8 [B, *input shape], or events, [T, B, *input shape].
         against: "engine", "lava-layers", "lava-blocks", or a `Stage` of your own.
         reference: what the engine is compared with; by default the graph in torch
             (`export.torch_module.torch_trace`). Not needed if "engine" is not in `against`.
@@ -160,7 +160,7 @@ def verify(
         VerificationError: unknown stage, no images, a stage that cannot be had or that shows other
             nodes or shapes. A difference is a result, not an error.
     """
-    if not len(images):
+    if not images.shape[image_axis(graph, images)]:
         raise VerificationError("no images to verify on: the array of images is empty")
     if batch < 1:
         raise VerificationError(f"batch is {batch}; verify needs at least 1 image at a time")
@@ -240,19 +240,22 @@ def _compare_stages(
     progress: Callable[[str, int, int], None] | None,
 ) -> StageResult:
     total: StageResult | None = None
-    for start in range(0, len(images), batch):
-        part = images[start : start + batch]
+    axis = image_axis(graph, images)
+    count = images.shape[axis]
+    for start in range(0, count, batch):
+        stop = min(start + batch, count)
+        part = select(images, axis, slice(start, stop))
         result = compare(
             graph,
             first.trace(part),
-            _second_trace(second, part, start, len(images), progress),
+            _second_trace(second, part, (start, stop, count), progress),
             names=(first.name, second.name),
             partial=second.partial,
             first_image=start,
         )
         total = result if total is None else _joined(graph, total, result)
         if progress:
-            progress(second.name, start + len(part), len(images))
+            progress(second.name, stop, count)
     assert total is not None  # there is at least one image
     return total
 
@@ -260,15 +263,18 @@ def _compare_stages(
 def _second_trace(
     stage: Stage,
     part: Images,
-    start: int,
-    images: int,
+    place: tuple[int, int, int],
     progress: Callable[[str, int, int], None] | None,
 ) -> Trace:
-    """The trace of a part of the images, with progress from inside it where the stage tells it."""
+    """The trace of a part of the images, with progress from inside it where the stage tells it.
+
+    `place`: index of the first image of the part, of the first after it, number of images in all.
+    """
     if progress is None or stage.watched is None:
         return stage.trace(part)
+    start, stop, count = place
     return stage.watched(
-        part, lambda share: progress(stage.name, start + int(share * len(part)), images)
+        part, lambda share: progress(stage.name, start + int(share * (stop - start)), count)
     )
 
 

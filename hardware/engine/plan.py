@@ -98,6 +98,16 @@ def input_of(graph: Graph) -> Input:
     raise EngineError("the graph has no Input node")
 
 
+def image_axis(graph: Graph, images: np.ndarray) -> int:
+    """The axis of the images: 0 for pixels [B, ...], 1 for events over time [T, B, ...]."""
+    return int(images.ndim == len(input_of(graph).shape) + 2)
+
+
+def select(images: np.ndarray, axis: int, which: slice | np.ndarray) -> np.ndarray:
+    """Some of the images, on whichever axis they lie."""
+    return images[:, which] if axis else images[which]
+
+
 def label(node: Node) -> str:
     """How messages name a node: its kind, its name and the torch module it came from."""
     origin = f" (torch module {node.source})" if node.source else ""

@@ -22,7 +22,7 @@ from hardware.engine.executors import (
     OutputExecutor,
     ReadoutExecutor,
 )
-from hardware.engine.plan import Plan, Port, dense_macs, input_of, make_plan
+from hardware.engine.plan import Plan, Port, dense_macs, image_axis, make_plan
 from hardware.engine.result import EngineResult, LayerRange
 from hardware.errors import EngineError
 from hardware.events import NodeCounter, NodeLabel, collect
@@ -61,7 +61,7 @@ def run(
         EngineError: the graph is not quantised or holds what the engine cannot run, or the images
             are of another size or type; the message names both sizes.
     """
-    moving = images.ndim == len(input_of(graph).shape) + 2
+    moving = bool(image_axis(graph, images))
     plan = make_plan(graph, moving)
     _check_images(plan, images, moving)
     engine = _Engine(plan, record, count_events)

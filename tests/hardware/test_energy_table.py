@@ -234,6 +234,13 @@ class TestTable:
         with pytest.raises(GpuMeasurementError, match="none here"):
             energy_table(conv_network(), images_for(conv_network(), 1), gpu="measured")
 
+    def test_events_over_time_are_counted_by_their_second_axis(self) -> None:
+        graph = conv_network(bits=1)
+        events = np.ones((graph.steps, 4, 2, 7, 6), np.uint8)
+        counted = energy_table(graph, events, gpu="none")
+        assert counted.images == 4
+        assert counted.all_tokens["conv1"].sum("macs") == 0
+
     def test_profiles_of_the_wrong_kind(self) -> None:
         with pytest.raises(ProfileError, match="'a100' is a gpu, but a chip or convention"):
             energy_table(conv_network(), images_for(conv_network(), 1), profile="a100")

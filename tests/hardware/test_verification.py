@@ -84,6 +84,17 @@ class TestEqualStages:
         verify(GRAPH, IMAGES, [slow], batch=4, progress=lambda *news: told.append(news))
         assert told == [("slow", 2, 6), ("slow", 4, 6), ("slow", 5, 6), ("slow", 6, 6)]
 
+    def test_events_over_time_have_their_images_on_the_second_axis(self) -> None:
+        graph = conv_network(bits=1)
+        events = np.random.default_rng(3).integers(0, 2, (graph.steps, 5, 2, 7, 6), dtype=np.uint8)
+        broken = Stage(
+            "broken",
+            lambda part: {**engine_trace(graph)(part), "logits": np.zeros((part.shape[1], 5))},
+        )
+        result = verify(graph, events, ["engine", broken], reference=engine_trace(graph), batch=2)
+        assert [stage.images for stage in result.stages] == [5, 5]
+        assert [stage.equal for stage in result.stages] == [True, False]
+
 
 class TestOneWrongSpike:
     @settings(max_examples=25)
