@@ -123,7 +123,8 @@ def onnx_trace(
         names = [output.name for output in session.get_outputs()]
         values = session.run(names, {"images": images})
     except Exception as error:  # onnxruntime has no common base of its errors
-        raise UnsupportedTargetError(f"onnxruntime: {str(error).splitlines()[0]}") from error
+        detail = " ".join(str(error).split())[:300]
+        raise UnsupportedTargetError(f"onnxruntime: {detail}") from error
     return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
 
 

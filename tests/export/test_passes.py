@@ -116,9 +116,6 @@ class TestFoldNorm:
     def test_refuses_a_norm_behind_something_else(self) -> None:
         ones = np.ones(2)
         graph = float_graph(linear(), neurons(), Norm("bn", "net.bn", ones, ones, ones, ones, 0.1))
-        graph = replace(
-            graph, nodes=(*graph.nodes[:-1], linear("fc2"), neurons("l2"), graph.nodes[-1])
-        )
         nodes = (*graph.nodes[:-1], linear("fc2"), neurons("l2"), graph.nodes[-1])
         edges = (*graph.edges[:-1], Edge("bn", "fc2"), Edge("fc2", "l2"), Edge("l2", "out"))
         with pytest.raises(GraphError, match=r"Norm bn .*stands behind LIF lif"):
