@@ -9,9 +9,10 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# torch and numba each have an OpenMP pool. Idle threads of one that spin while the other works cost
-# up to thirty times the work itself; this must be set before either is loaded.
+# torch and numba would each have an OpenMP pool, whose idle threads spin while others work: on busy
+# cores up to thirty times the work itself. Read when torch and numba are loaded, hence here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
 
 if TYPE_CHECKING:
     from atsnn.augment import to_input
