@@ -26,8 +26,10 @@ from export.graph import (
     Reshape,
 )
 from hardware.engine import EngineResult, run
+from hardware.engine.executors import AttentionExecutor
 from hardware.engine.kernels import exact_dtype
 from hardware.engine.neurons import Neurons
+from hardware.engine.plan import make_plan
 from hardware.errors import EngineError
 from hardware.events import FIELDS
 
@@ -59,6 +61,7 @@ adaptive_networks = st.builds(
     combine=st.sampled_from(["mean", "max", "keep"]),
     similarity=st.sampled_from(["stream", "keys"]),
     fraction_bits=st.sampled_from([0, 3, 8]),
+    gates_know_merges=st.booleans(),
 )
 
 
@@ -218,6 +221,21 @@ class TestBatches:
 
 
 class TestAttentionInIntegers:
+    def test_what_halted_tokens_hold_is_never_read(self) -> None:
+        """Even if they held spikes, which their gated neurons never fire."""
+        graph = Adaptive(blocks=1, heads=2).build()
+        plan = make_plan(graph)
+        attend = AttentionExecutor(plan.graph["block1.attention"], plan)  # pyright: ignore[reportArgumentType]
+        rng = np.random.default_rng(7)
+        q, k, v = rng.integers(0, 2, (3, 2, 3, 16, 8)).astype(bool)
+        gate = rng.integers(0, 2, (2, 3, 16)).astype(bool)
+        gate[0, 0] = False
+        masked = [x & gate[..., None] for x in (q, k, v)]
+        everything = attend.advance(dict(zip("qkv", ([x] for x in masked), strict=True)), 2, None)
+        open_only = attend.advance({"q": [q], "k": [k], "v": [v], "gate": [gate]}, 2, None)
+        assert np.array_equal(open_only["out"], everything["out"])
+        assert everything["out"].any()
+
     @settings(max_examples=50)
     @given(seed=st.integers(0, 10_000), n=st.integers(1, 12), d=st.integers(1, 9))
     def test_scores_first_equals_table_first(self, seed: int, n: int, d: int) -> None:

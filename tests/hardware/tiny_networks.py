@@ -114,6 +114,8 @@ class Adaptive:
     similarity: Literal["stream", "keys"] = "stream"
     assignment: Literal["first", "all"] = "first"
     fraction_bits: int = 0
+    gates_know_merges: bool = True
+    """False: a gate does not learn which tokens were merged away before it; only the merge does."""
 
     def build(self) -> Graph:
         s, d, f = Sketch(self.seed), self.channels, self.fraction_bits
@@ -197,7 +199,7 @@ class Adaptive:
         threshold = halting_threshold(0.01)
         return s.node(
             Gate(f"{b}.gate", "net.halting", threshold, self.order != "blocks"),
-            score=scores[-1], alive=alive,
+            score=scores[-1], alive=alive if self.gates_know_merges else None,
         )  # fmt: skip
 
 

@@ -1,0 +1,418 @@
+"""Tasks, the domains that give them their phases, and the scheduler that lets one run at a time.
+
+A task is a process model in a greenlet. It runs until its phase is over or until it waits at a port;
+then the next one runs. Nothing runs at the same time, so a run is the same every time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+from greenlet import GreenletExit, getcurrent, greenlet
+from lava.magma.core.model.py.model import PyAsyncProcessModel, PyLoihiProcessModel
+from lava.magma.runtime.mgmt_token_enums import MGMT_COMMAND, enum_to_np
+
+from hardware.errors import LavaRuntimeError
+from hardware.lava_runtime.channels import OUTSIDE, Channel, RecvPort, SendPort
+
+_PHASE, _LOIHI = PyLoihiProcessModel.Phase, PyLoihiProcessModel.Response
+SPIKING, PRE, LEARNING, POST, HOST = (
+    int(phase[0]) for phase in (_PHASE.SPK, _PHASE.PRE_MGMT, _PHASE.LRN, _PHASE.POST_MGMT, _PHASE.HOST)
+)
+PHASES = {
+    SPIKING: "spiking phase",
+    PRE: "pre-management phase",
+    LEARNING: "learning phase",
+    POST: "post-management phase",
+    HOST: "host phase",
+}
+IDLE, ASYNCHRONOUS = "between runs", "asynchronous run"
+_ASKS_FOR = {
+    int(_LOIHI.REQ_PRE_LRN_MGMT[0]): PRE,
+    int(_LOIHI.REQ_LEARNING[0]): LEARNING,
+    int(_LOIHI.REQ_POST_LRN_MGMT[0]): POST,
+}
+
+
+@dataclass(eq=False)
+class Task:
+    """A process model and where it stands.
+
+    Attributes:
+        action: what it does next, or is doing.
+        busy: it has not finished its action.
+        waiting: the port at which it waits.
+        failure: what its action raised.
+        requests: VarPorts at which a message has arrived, in order of arrival.
+    """
+
+    process: Any
+    model: Any
+    domain: LoihiDomain | AsyncDomain
+    action: Callable[[], Any] | None = None
+    busy: bool = False
+    waiting: SendPort | RecvPort | None = None
+    failure: BaseException | None = None
+    worker: greenlet | None = None
+    requests: deque[Any] = field(default_factory=deque)
+
+    @property
+    def name(self) -> str:
+        return self.process.name
+
+    @property
+    def time_step(self) -> int:
+        return int(getattr(self.model, "time_step", 0))
+
+
+class Service:
+    """Takes the place of both ports between a process model and Lava's runtime service."""
+
+    def __init__(self, task: Task, scheduler: Scheduler) -> None:
+        self._task, self._scheduler = task, scheduler
+        self.commands: deque[npt.NDArray] = deque()
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def join(self) -> None:
+        """Nothing to end."""
+
+    def send(self, message: npt.NDArray) -> None:
+        """The model answers."""
+        self._task.domain.answer(int(message[0]))
+
+    def probe(self) -> bool:
+        """An asynchronous model asks whether it is to stop: the others go on first."""
+        self._scheduler.pass_turn()
+        return bool(self.commands)
+
+    def peek(self) -> npt.NDArray:
+        """The next command, which stays."""
+        return self.commands[0]
+
+    def recv(self) -> npt.NDArray:
+        """Take the next command."""
+        return self.commands.popleft()
+
+
+class LoihiDomain:
+    """Process models that step together, phase by phase, as Lava's LoihiPyRuntimeService orders it.
+
+    Attributes:
+        pending: tasks that have not finished the phase.
+        phase: the current phase.
+        pauses, stops: a model has asked for it.
+        finished: the run is over.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+        self.pending = 0
+        self.phase = HOST
+        self.pauses = self.stops = False
+        self.finished = True
+        self._asked: set[int] = set()
+        self._steps = 0
+
+    @property
+    def phase_name(self) -> str:
+        return IDLE if self.finished else PHASES[self.phase]
+
+    @property
+    def serves(self) -> bool:
+        """VarPorts are served in the management and host phases, after the owner's own part."""
+        return self.phase in (PRE, POST, HOST)
+
+    def begin(self, steps: int) -> None:
+        """Start a run of a number of time steps."""
+        self._steps, self.finished, self.phase = steps, False, 0
+        self.pauses = self.stops = False
+
+    def pause(self) -> None:
+        """End the run after the current time step."""
+        self.pauses = True
+
+    def answer(self, code: int) -> None:
+        """What a model says at the end of a phase."""
+        if code in _ASKS_FOR:
+            self._asked.add(_ASKS_FOR[code])
+        elif code == int(_LOIHI.REQ_PAUSE[0]):
+            self.pauses = True
+        elif code == int(_LOIHI.REQ_STOP[0]):
+            self.stops = True
+
+    def next_actions(self) -> list[tuple[Task, Callable[[], Any]]]:
+        """The next phase for each task; nothing if the run is over."""
+        asked = next((phase for phase in (PRE, LEARNING, POST) if phase in self._asked), None)
+        if asked is not None:
+            self._asked.remove(asked)
+            self.phase = asked
+        elif self.pauses or self.stops or (not self._steps and self.phase == HOST):
+            self.finished = True
+            return []
+        elif self._steps:
+            self._steps -= 1
+            self.phase = SPIKING
+        else:
+            self.phase = HOST
+        return [(task, task.model._cmd_handlers[self.phase]) for task in self.tasks]
+
+
+class AsyncDomain:
+    """Process models that run freely (PyAsyncProcessModel). Attributes as in `LoihiDomain`."""
+
+    serves = False
+    phase_name = ASYNCHRONOUS
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+        self.pending = 0
+        self.pauses = self.stops = False
+        self.finished = True
+        self._steps: int | None = None
+
+    def begin(self, steps: int) -> None:
+        """Start a run; the models are told the number of steps."""
+        self._steps, self.finished = steps, False
+        self.pauses = self.stops = False
+
+    def pause(self) -> None:
+        """Tell the models that poll for it."""
+        for task in self.tasks:
+            task.model.service_to_process.commands.append(MGMT_COMMAND.PAUSE)
+
+    def answer(self, code: int) -> None:
+        """What a model says when it returns."""
+        response = PyAsyncProcessModel.Response
+        self.pauses |= code == int(response.REQ_PAUSE[0])
+        self.stops |= code == int(response.REQ_STOP[0])
+
+    def next_actions(self) -> list[tuple[Task, Callable[[], Any]]]:
+        """The run of each task; nothing if it is over."""
+        if self._steps is None:
+            self.finished = True
+            return []
+        steps, self._steps = enum_to_np(self._steps), None
+        for task in self.tasks:
+            task.model.service_to_process.commands = deque([steps])
+        return [(task, task.model._cmd_handlers[MGMT_COMMAND.RUN[0]]) for task in self.tasks]
+
+
+Domain = LoihiDomain | AsyncDomain
+
+
+class Scheduler:
+    """Lets one task run at a time; a task that waits at a port gives way to the others.
+
+    Args:
+        fail: ends everything after a task has failed; gives the error to raise.
+    """
+
+    def __init__(self, fail: Callable[[Task], BaseException]) -> None:
+        self._fail = fail
+        self.tasks: list[Task] = []
+        self.domains: list[Domain] = []
+        self.current: Task | None = None
+        self._ready: deque[Task] = deque()
+        self._polling: deque[Task] = deque()
+        self._requested: deque[Task] = deque()
+        self._hub: Any = None
+        self._thread = 0
+        self._closing = False
+
+    # --- seen from inside: ports and services -----------------------------------------------------
+
+    def wait(self, port: SendPort | RecvPort) -> None:
+        """See `channels.Waits`. From outside the network: let it run until the port is ready."""
+        if self.current is None:
+            self.advance(port.probe)
+            if not port.probe():
+                raise LavaRuntimeError(self._nothing_comes(port))
+            return
+        if self._closing:
+            raise GreenletExit
+        self.current.waiting = port
+        if isinstance(port, RecvPort):
+            port.channel.reader = self.current
+        else:
+            port.channel.writer = self.current
+        self._hub.switch()
+
+    def wake(self, task: Task) -> None:
+        """See `channels.Waits`."""
+        self._ready.append(task)
+
+    def request(self, channel: Channel) -> None:
+        """See `channels.Waits`."""
+        assert channel.server is not None
+        owner, port = channel.server
+        owner.requests.append(port)
+        self._requested.append(owner)
+
+    def look(self, port: RecvPort) -> None:
+        """See `channels.Waits`."""
+        if self.current is None and not port.probe():
+            self.advance(port.probe)
+
+    def pass_turn(self) -> None:
+        """Let every other task go on first."""
+        if self.current is not None and not self._closing:
+            self._polling.append(self.current)
+            self._hub.switch()
+
+    def _nothing_comes(self, port: SendPort | RecvPort) -> str:
+        channel = port.channel
+        if isinstance(port, RecvPort):
+            return (
+                f"nothing arrives from {channel.source}: the network is not running, or it waits "
+                "itself"
+            )
+        return (
+            f"no room in the channel to {channel.target}: {len(channel.queue)} messages lie there, "
+            "and the network is not running, or it waits itself"
+        )
+
+    # --- seen from outside ------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """No domain has anything left to do."""
+        return all(domain.finished for domain in self.domains)
+
+    @property
+    def waiting(self) -> list[Task]:
+        """Tasks that wait at a port."""
+        return [task for task in self.tasks if task.waiting is not None]
+
+    def begin(self, steps: int) -> None:
+        """Start a run: a worker for each task."""
+        self._thread = threading.get_ident()
+        self._closing = False
+        for domain in self.domains:
+            domain.begin(steps)
+        for task in self.tasks:
+            task.worker = greenlet(lambda task=task: self._work(task))
+
+    def advance(self, until: Callable[[], bool]) -> bool:
+        """Let tasks run until `until()` holds; False if no task can go on before.
+
+        Raises:
+            LavaModelError: an action raised.
+            LavaRuntimeError: another thread has started the run.
+        """
+        if self._thread != threading.get_ident() and not self.finished:
+            raise LavaRuntimeError(
+                "the run was started in another thread; wait for it there, or start it here"
+            )
+        outer, self._hub = self._hub, getcurrent()
+        try:
+            while not until():
+                task = self._next()
+                if task is None:
+                    return until()
+                self._resume(task)
+            return True
+        finally:
+            self.current, self._hub = None, outer
+
+    def end(self) -> None:
+        """End every worker, whatever it is doing."""
+        self._closing = True
+        for task in self.tasks:
+            worker, task.worker = task.worker, None
+            if worker is not None and not worker.dead:
+                worker.parent = getcurrent()
+                worker.throw(GreenletExit)
+            task.action, task.busy, task.waiting = None, False, None
+        for queue in (self._ready, self._polling, self._requested):
+            queue.clear()
+
+    def _work(self, task: Task) -> None:
+        while True:
+            try:
+                assert task.action is not None
+                task.action()
+            except GreenletExit:
+                return
+            except BaseException as error:  # also KeyboardInterrupt: the hub raises it again
+                task.failure = error
+            task.busy = False
+            self._hub.switch()
+
+    def _resume(self, task: Task) -> None:
+        assert task.worker is not None
+        self.current, task.waiting = task, None
+        task.worker.switch()
+        self.current = None
+        if task.failure is not None:
+            raise self._fail(task)
+        if not task.busy:
+            task.domain.pending -= 1
+
+    def _next(self) -> Task | None:
+        while True:
+            if self._ready:
+                return self._ready.popleft()
+            if self._serve() or self._go_on():
+                continue
+            return self._polling.popleft() if self._polling else None
+
+    def _serve(self) -> bool:
+        """Give one VarPort's request to its owner, if it is the time for it."""
+        for _ in range(len(self._requested)):
+            owner = self._requested.popleft()
+            if not owner.requests:
+                continue
+            if not owner.busy and owner.domain.serves and not owner.domain.finished:
+                port = owner.requests.popleft()
+                self._start(owner, lambda: owner.model._handle_var_port(port))
+                return True
+            self._requested.append(owner)
+        return False
+
+    def _go_on(self) -> bool:
+        """Start the next phase of the domains that have finished theirs."""
+        started = False
+        for domain in self.domains:
+            if not domain.finished and not domain.pending:
+                for task, action in domain.next_actions():
+                    self._start(task, action)
+                if domain.finished and (domain.pauses or domain.stops):
+                    self.pause()
+                started = True
+        return started
+
+    def pause(self) -> None:
+        """End the run after the current time step."""
+        for domain in self.domains:
+            if not domain.finished:
+                domain.pause()
+
+    def _start(self, task: Task, action: Callable[[], Any]) -> None:
+        task.action, task.busy = action, True
+        task.domain.pending += 1
+        self._ready.append(task)
+
+
+def describe_waiting(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """A line for each task that waits: who, where and for whom."""
+    return tuple(_describe(task) for task in tasks if task.waiting is not None)
+
+
+def _describe(task: Task) -> str:
+    port = task.waiting
+    assert port is not None
+    channel = port.channel
+    if isinstance(port, SendPort):
+        return (
+            f"{task.name} waits at {port.name} for room: {len(channel.queue)} messages lie unread "
+            f"at {channel.target}"
+        )
+    sender = "a message from outside" if channel.source.process == OUTSIDE else f"{channel.source}"
+    return f"{task.name} waits at {port.name} for {sender}"
