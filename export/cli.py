@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LAVA_STAGES = ("lava-layers", "lava-blocks")
 STAGES = ("engine", *LAVA_STAGES, "torch", "onnx", "netx")
 BACKENDS = ("engine", "torch", *LAVA_STAGES, "onnx")
-PLAIN_WIDTH = 120
+PLAIN_WIDTH = 160
 
 app = typer.Typer(
     help="From a trained model to a spike-exact neuromorphic network. Without MODEL every command "

@@ -39,7 +39,7 @@ def graph_to_structure(graph: Graph) -> tuple[dict[str, Any], Arrays]:
 
 
 def _plain(record: Any, prefix: str, arrays: Arrays) -> dict[str, Any]:
-    result = {}
+    result, hints = {}, _hints(type(record))
     for field in fields(record):
         value = getattr(record, field.name)
         if isinstance(value, np.ndarray):
@@ -51,6 +51,8 @@ def _plain(record: Any, prefix: str, arrays: Arrays) -> dict[str, Any]:
             value = list(value)
         elif isinstance(value, np.generic):
             value = value.item()
+        if hints[field.name] is float:
+            value = float(value)
         result[field.name] = value
     return result
 

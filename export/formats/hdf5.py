@@ -110,7 +110,7 @@ def decode(content: bytes, name: str = "graph file") -> Graph:
 def content_digest(graph: Graph) -> str:
     """SHA-256 of all that a graph holds, in hexadecimal: equal digests mean equal graphs."""
     structure, arrays = graph_to_structure(graph)
-    digest = hashlib.sha256(_dump(structure))
+    digest = hashlib.sha256(_dump(structure, sort_keys=True))
     for key in sorted(arrays):
         array = np.ascontiguousarray(arrays[key])
         digest.update(f"{key}:{array.dtype.str}:{array.shape}".encode())
@@ -126,8 +126,9 @@ def identical(first: Graph, second: Graph) -> bool:
 # --- writing ---
 
 
-def _dump(structure: dict[str, Any]) -> bytes:
-    return json.dumps(structure, ensure_ascii=False, allow_nan=False, sort_keys=True).encode()
+def _dump(structure: dict[str, Any], sort_keys: bool = False) -> bytes:
+    text = json.dumps(structure, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys)
+    return text.encode()
 
 
 def _encode_payload(structure: dict[str, Any], arrays: Arrays) -> bytes:

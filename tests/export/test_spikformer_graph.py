@@ -10,6 +10,7 @@ from atsnn.fixed_point import pixels_to_integers
 from atsnn.quantization import quantize_model
 from atsnn.spikformer import Spikformer
 from export.errors import GraphError, UnsupportedTargetError
+from export.formats import hdf5
 from export.formats.hdf5 import identical
 from export.formats.onnx import onnx_trace, save_onnx, to_onnx
 from export.graph import Add, Gate, Graph, Merge
@@ -105,6 +106,12 @@ class TestEveryOrderAndMerge:
     ) -> None:
         model = spikformer(order, merge)
         assert identical(compile_spikformer(model), compile_spikformer(quantize_model(model)))
+
+    def test_saved_and_loaded_it_is_the_same(self, order: str | None, merge: str) -> None:
+        graph = compile_spikformer(spikformer(order, merge))
+        loaded = hdf5.decode(hdf5.encode(graph))
+        assert identical(graph, loaded)
+        assert list(loaded.blocks.items()) == list(graph.blocks.items())
 
 
 class TestTheGraph:
