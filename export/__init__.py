@@ -1,6 +1,7 @@
 """Torch models as graphs: captured, quantised, scheduled, and written for other tools.
 
 Names are imported when they are first used, so that what needs no torch does not import it.
+`capture` is in the module of its name: `from export.capture import capture`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from export.built_in import load_images, load_subject
-    from export.capture import capture
     from export.converters import Call, Value, register_converter, register_function
     from export.formats.hdf5 import load, save
     from export.formats.netx import save_netx
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from export.validation import validate
 
 _HOME = {
-    "capture": "export.capture",
     "register_converter": "export.converters",
     "register_function": "export.converters",
     "Call": "export.converters",
@@ -51,7 +50,6 @@ _HOME = {
 }
 
 __all__ = [
-    "capture",
     "register_converter",
     "register_function",
     "Call",
