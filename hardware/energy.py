@@ -266,7 +266,11 @@ def spiking_row(
     """The network's events under one profile."""
     cost = total(price(events, profile, graded).values())
     unrolled = graded == "unrolled"
-    note = "without traffic between cores (needs a placement)" if profile.kind == "chip" else ""
+    note = (
+        "chip rows are without traffic between cores, which needs a placement"
+        if profile.kind == "chip"
+        else ""
+    )
     return EnergyRow(
         system,
         profile.convention + (", graded spikes as unit spikes" if unrolled else ""),
@@ -299,7 +303,7 @@ def ann_row(events: EventCounts, profile: Profile) -> EnergyRow:
         float(events.dense_macs),
         cost.low,
         cost.high,
-        "one pass, softmax attention shape, no activations counted",
+        "the ANN is one dense pass, multiplications only",
     )
 
 

@@ -21,8 +21,11 @@ class GpuMeasurementError(AtsnnError):
     """A GPU trace that cannot be evaluated."""
 
 
-class LavaRuntimeError(AtsnnError):
-    """What the in-process Lava runtime cannot do, or a Lava network that failed in it."""
+class LavaRuntimeError(AtsnnError, RuntimeError):
+    """What the in-process Lava runtime cannot do, or a Lava network that failed in it.
+
+    Also a RuntimeError, which is what Lava's own runtime raises.
+    """
 
 
 class LavaModelError(LavaRuntimeError):

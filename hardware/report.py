@@ -52,11 +52,17 @@ def energy_rich_table(table: EnergyTable) -> Table:
             format_count(row.macs) if row.macs else "-",
             end_section=following is None or following.system != row.system,
         )
-    out.caption = (
-        f"Average tokens {table.average_tokens:.1%} (open gates / (blocks x steps x tokens)). "
-        "Joules of different conventions must not be compared."
-    )
+    out.caption = " ".join(_energy_notes(table))
     return out
+
+
+def _energy_notes(table: EnergyTable) -> list[str]:
+    notes = ["Joules of different conventions must not be compared."]
+    if table.adaptive is not table.all_tokens:
+        tokens = f"{table.average_tokens:.1%} (open gates / (blocks x steps x tokens))"
+        notes.insert(0, f"Average tokens {tokens}.")
+    unique = dict.fromkeys(row.note for row in table.rows if row.note)
+    return notes + [f"{note[0].upper()}{note[1:]}." for note in unique]
 
 
 def _energy(row: EnergyRow) -> str:

@@ -3,9 +3,14 @@
 Importing it imports Lava (`LavaUnavailableError` if it is not there).
 """
 
+import importlib.util
+
+from export.errors import LavaUnavailableError
 from export.lava.compat import require_lava
 
 require_lava()
+if importlib.util.find_spec("greenlet") is None:
+    raise LavaUnavailableError("the in-process Lava runtime needs greenlet: pip install greenlet")
 
 from hardware.lava_runtime.runtime import InProcessRuntime, in_process  # noqa: E402  (needs Lava)
 

@@ -1,7 +1,7 @@
 """Channels between process models in one interpreter: a bounded queue with two ends.
 
-The ends take the place of Lava's `CspSendPort` and `CspRecvPort` and inherit from them, since Lava's
-builders and models tell ports apart by class. They have no shared memory, semaphore or thread.
+The ends take the place of Lava's `CspSendPort` and `CspRecvPort` and inherit from them, since
+Lava's builders and models tell ports apart by class. No shared memory, no semaphore, no thread.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ def relatives(leaves: Iterable[Any]) -> list[Any]:
 def forget(processes: Iterable[Any]) -> None:
     """Remove processes, their variables and their console handlers from Lava's global lists.
 
-    Only a handler that looks exactly like the one that Lava adds for the process is removed, and one
-    for each process. A process that was forgotten before is left out.
+    Only a handler that looks exactly like the one that Lava adds for the process is removed, and
+    one for each process. A process that was forgotten before is left out.
     """
     server, variables = ProcessServer(), VarServer()
     registered = set(map(id, server.processes))

@@ -14,7 +14,7 @@ from lava.magma.compiler.builders.channel_builder import ChannelBuilderMp
 from lava.magma.compiler.builders.py_builder import PyProcessBuilder
 from lava.magma.compiler.compiler import Compiler
 from lava.magma.core.model.py.ports import AbstractPyPort
-from lava.magma.core.process.ports.ports import InPort, OutPort, create_port_id
+from lava.magma.core.process.ports.ports import create_port_id
 from lava.magma.core.process.process import AbstractProcess
 from lava.magma.core.run_conditions import RunSteps
 from lava.magma.runtime.runtime_services.runtime_service import (
@@ -74,10 +74,6 @@ class InProcessRuntime:
         executable: Executable | None = None,
         copy_parameters: bool = True,
     ) -> None:
-        if executable is None and run_cfg is None:
-            raise LavaRuntimeError(
-                f"process {process.name} is not compiled: give a run_cfg, such as Loihi2SimCfg()"
-            )
         self._scheduler = Scheduler(self._fail)
         self._tasks: dict[Any, Task] = {}
         self._variables: dict[int, tuple[Task, str]] = {}
@@ -85,8 +81,7 @@ class InProcessRuntime:
         self._state = "built"
         self.num_steps = 0
         with housekeeping.compilation() as made:
-            if executable is None:
-                executable = Compiler(compile_config).compile(process, run_cfg)
+            executable = executable or _compiled(process, run_cfg, compile_config)
         housekeeping.forget([process, *made, *housekeeping.relatives(executable.process_list)])
         try:
             self._build(executable, copy_parameters)
@@ -153,6 +148,10 @@ class InProcessRuntime:
         """A run that was started with `blocking=False` is not over."""
         return self._state == "built" and not self._scheduler.finished
 
+    # What Lava's own code and tests ask a runtime.
+    _is_initialized = _is_started = property(lambda self: self._state == "built")
+    _is_running = is_running
+
     def __enter__(self) -> InProcessRuntime:
         return self
 
@@ -184,9 +183,11 @@ class InProcessRuntime:
             LavaRuntimeError: the variable is not in this network, or the network is running.
         """
         task, name = self._variable(_aliased(var).id, var.name)
-        return copy.copy(np.asarray(v)) if np.isscalar(v := getattr(task.model, name)) and (
-            not isinstance(v, str)
-        ) else copy.copy(v)
+        return (
+            copy.copy(np.asarray(v))
+            if np.isscalar(v := getattr(task.model, name)) and (not isinstance(v, str))
+            else copy.copy(v)
+        )
 
     def set(self, var: Var, value: Any) -> None:
         """Set a variable.
@@ -265,9 +266,9 @@ class InProcessRuntime:
                     f"{builder.rs_class.__name__} is not a protocol of this runtime; it knows "
                     "LoihiProtocol and AsyncProtocol on a CPU"
                 )
-            domain = _DOMAINS[builder.rs_class]()
+            domain: Domain = _DOMAINS[builder.rs_class]()
             self._scheduler.domains.append(domain)
-            by_model.update(dict.fromkeys(builder._model_ids, domain))
+            by_model |= dict.fromkeys(builder._model_ids or [], domain)
         return by_model
 
     def _connect(self, builders: Mapping[Any, Any], builder: Any) -> Channel:
@@ -296,11 +297,11 @@ class InProcessRuntime:
         """Channels between the network and the caller: Injector, Extractor."""
         for process, builder in builders.items():
             for name, initializer in builder.py_ports.items():
-                port = getattr(process, name)
+                port: Any = getattr(process, name)
                 if not port.external_pipe_flag:
                     continue
                 inside, outside = End(process.name, name), End(OUTSIDE, "")
-                inward = isinstance(port, InPort)
+                inward = name in process.in_ports.member_names
                 channel = Channel(
                     *((outside, inside) if inward else (inside, outside)),
                     tuple(initializer.shape),
@@ -312,7 +313,7 @@ class InProcessRuntime:
                 builder.set_csp_ports([receive if inward else send])
                 if inward:
                     port.external_pipe_csp_send_port = send
-                elif isinstance(port, OutPort):
+                else:
                     port.external_pipe_csp_recv_port = receive
 
     def _find_servers(self, channels: list[Channel]) -> None:
@@ -396,6 +397,16 @@ def in_process(copy_parameters: bool = True) -> Iterator[None]:
         yield
     finally:
         AbstractProcess.create_runtime = original
+
+
+def _compiled(
+    process: AbstractProcess, run_cfg: RunConfig | None, compile_config: dict[str, Any] | None
+) -> Executable:
+    if run_cfg is None:
+        raise LavaRuntimeError(
+            f"process {process.name} is not compiled: give a run_cfg, such as Loihi2SimCfg()"
+        )
+    return Compiler(compile_config).compile(process, run_cfg)
 
 
 def _aliased(var: Var) -> Var:

@@ -1,7 +1,7 @@
 """Tasks, the domains that give them their phases, and the scheduler that lets one run at a time.
 
-A task is a process model in a greenlet. It runs until its phase is over or until it waits at a port;
-then the next one runs. Nothing runs at the same time, so a run is the same every time.
+A task is a process model in a greenlet. It runs until its phase is over or until it waits at a
+port; then the next one runs. One at a time and in a fixed order, so every run is the same.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -22,7 +23,8 @@ from hardware.lava_runtime.channels import OUTSIDE, Channel, RecvPort, SendPort
 
 _PHASE, _LOIHI = PyLoihiProcessModel.Phase, PyLoihiProcessModel.Response
 SPIKING, PRE, LEARNING, POST, HOST = (
-    int(phase[0]) for phase in (_PHASE.SPK, _PHASE.PRE_MGMT, _PHASE.LRN, _PHASE.POST_MGMT, _PHASE.HOST)
+    int(phase[0])
+    for phase in (_PHASE.SPK, _PHASE.PRE_MGMT, _PHASE.LRN, _PHASE.POST_MGMT, _PHASE.HOST)
 )
 PHASES = {
     SPIKING: "spiking phase",
@@ -297,7 +299,8 @@ class Scheduler:
         for domain in self.domains:
             domain.begin(steps)
         for task in self.tasks:
-            task.worker = greenlet(lambda task=task: self._work(task))
+            task.worker = greenlet(partial(self._work, task))
+            self._requested.extend(task for _ in task.requests)
 
     def advance(self, until: Callable[[], bool]) -> bool:
         """Let tasks run until `until()` holds; False if no task can go on before.
@@ -371,7 +374,7 @@ class Scheduler:
                 continue
             if not owner.busy and owner.domain.serves and not owner.domain.finished:
                 port = owner.requests.popleft()
-                self._start(owner, lambda: owner.model._handle_var_port(port))
+                self._start(owner, partial(owner.model._handle_var_port, port))
                 return True
             self._requested.append(owner)
         return False

@@ -13,8 +13,8 @@ from scipy.sparse import csr_matrix
 def as_lava_gives_it(value: Any, shape: tuple[int, ...]) -> npt.NDArray:
     """What `Runtime.get_var` gives: float64 of the variable's shape.
 
-    Strings become their ASCII codes, sparse matrices the values of their non-zero elements: `Var.get`
-    makes strings and matrices of them.
+    Strings become their ASCII codes, sparse matrices the values of their non-zero elements:
+    `Var.get` makes strings and matrices of them.
     """
     if isinstance(value, str):
         return np.array(list(value.encode("ascii")), dtype=np.float64)

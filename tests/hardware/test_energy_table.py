@@ -285,6 +285,8 @@ class TestReports:
     def test_the_energy_table_warns_of_comparing_conventions(self, table: EnergyTable) -> None:
         text = printed(energy_rich_table(table))
         assert "must not be compared" in text
+        assert "Chip rows are without traffic between cores" in text
+        assert "Modelled" in text
         assert "Average tokens" in text
         assert "(modelled)" in text
         assert "Loihi 1, Davies 2018 table 2" in text
