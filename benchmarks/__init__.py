@@ -1,0 +1,1 @@
+"""Side-by-side timings against peers, one command each: `python -m benchmarks.<name> [--json]`."""
