@@ -121,12 +121,7 @@ class TestRefused:
                 "OrPool 2 .*netx holds Conv and Linear layers only",
             ),
             (
-                chain(
-                    nn.Conv2d(1, 2, 3),
-                    LIFBoxCell(BOX),
-                    nn.Conv2d(2, 2, 3, groups=2),
-                    LIFBoxCell(BOX),
-                ),
+                chain(32, nn.Conv2d(1, 2, 3), box(), nn.Conv2d(2, 2, 3, groups=2), box()),
                 {},
                 "Conv 2 .*it has 2 groups",
             ),
