@@ -184,11 +184,42 @@ class TestTransformers:
         result = run(graph, images)
         assert result.events is not None
         closed = (result.gates["block2.gate"] == 0).sum()
+        for name, channels in (("block2.fc1_lif", 16), ("block2.attention", 8)):
+            counted = result.events[name]
+            assert counted.sum("updates_gated") == closed * channels
+            updates = sum_of(counted, "updates_active", "updates_idle", "updates_gated")
+            assert sum(updates) == 4 * graph.steps * 16 * channels
+            assert min(updates) >= 0
         counted = result.events["block2.fc1_lif"]
-        assert counted.sum("updates_gated") == closed * 16
-        updates = sum_of(counted, "updates_active", "updates_idle", "updates_gated")
-        assert sum(updates) == 4 * graph.steps * 16 * 16
         assert counted.sum("spikes") == result.trace["block2.fc1_lif"].sum()
+
+    def test_an_update_that_changes_nothing_is_idle(self) -> None:
+        """One event at t = 1 lifts the voltage to 128; it halves to 0 in the update of t = 9."""
+        s = Sketch()
+        s.node(Input("image", "", (1,), 1))
+        s.node(Linear("dense", "", np.array([[2]], np.int32), None), in_="image")
+        s.lif("lif", "dense", 1000, 1, bias=0)
+        s.node(Output("output", ""), in_="lif")
+        event = np.zeros((11, 1, 1), np.uint8)
+        event[1] = 1
+        counted = events_of(s.graph(11), event)["lif"]
+        assert sum_of(counted, "updates_active", "updates_idle", "updates_gated") == (9, 2, 0)
+
+    def test_a_neuron_whose_gate_is_closed_is_not_idle_but_gated_off(self) -> None:
+        graph = Adaptive(blocks=1).build()
+        result = run(graph, images_for(graph, 4), record="all")
+        assert result.events is not None
+        counted = result.events["block1.attention_lif"]  # without bias, so that it can be idle
+        idle = 0
+        for image in range(4):
+            voltage = np.zeros((16, 8), np.int64)
+            for t in range(graph.steps):
+                gate = result.trace["block1.gate"][t, image].astype(bool)
+                arriving_now = result.trace["block1.attention"][t, image].astype(np.int64)
+                idle += ((voltage == 0) & (arriving_now == 0))[gate].sum()
+                fired = result.trace["block1.attention_lif"][t, image]
+                voltage[gate] = (voltage // 2 + 64 * arriving_now * ~fired)[gate] * ~fired[gate]
+        assert 0 < idle == counted.sum("updates_idle")
 
     def test_gate_closings_and_merges(self) -> None:
         graph = Adaptive(merge=2, fraction_bits=4).build()
