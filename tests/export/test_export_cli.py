@@ -61,6 +61,20 @@ def graph_file(checkpoint: Path) -> Path:
     return hdf5.save(compile_spikformer(lively_model()), checkpoint.with_name("graph.h5"))
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of 12 training and 8 test images, 12 x 12, in IDX files."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("t10k", 8)):
+        images = rng.integers(0, 256, (count, 12, 12), dtype=np.uint8)
+        labels = rng.integers(0, 10, count, dtype=np.uint8)
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = np.array([0x800 + array.ndim, *array.shape], ">i4").tobytes()
+            (folder / f"{split}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    return folder
+
+
 Invoke = Callable[..., tuple[int, str, str]]
 
 
@@ -108,12 +122,12 @@ class TestCommands:
         assert hdf5.identical(hdf5.load(out), capture_spikformer(lively_model()))
 
     def test_every_backend_gives_the_same_classes(
-        self, atsnn_export: Invoke, checkpoint: Path, graph_file: Path
+        self, atsnn_export: Invoke, checkpoint: Path, graph_file: Path, data: Path
     ) -> None:
         runs = [
             parsed(
                 atsnn_export(
-                    "run", model, "--images", 6, "--data", "digits", "--backend", name, "--json"
+                    "run", model, "--images", 6, "--data", data, "--backend", name, "--json"
                 )
             )
             for name, model in (
@@ -129,12 +143,12 @@ class TestCommands:
         assert runs[0]["images"] == 6
         assert 0 < runs[0]["average_tokens"] < 1
 
-    def test_verify(self, atsnn_export: Invoke, checkpoint: Path) -> None:
+    def test_verify(self, atsnn_export: Invoke, checkpoint: Path, data: Path) -> None:
         stages = parsed(
             atsnn_export(
                 "verify",
                 checkpoint,
-                *("--images", 5, "--data", "digits", "--against", "engine,torch,onnx", "--json"),
+                *("--images", 5, "--data", data, "--against", "engine,torch,onnx", "--json"),
             )
         )["stages"]
         assert [(s["from"], s["to"]) for s in stages] == [
@@ -149,7 +163,7 @@ class TestCommands:
             assert stage["first_difference"] is None
 
     def test_verify_fails_on_one_differing_spike(
-        self, atsnn_export: Invoke, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+        self, atsnn_export: Invoke, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, data: Path
     ) -> None:
         import export.spikformer
 
@@ -164,7 +178,7 @@ class TestCommands:
         status, out, _ = atsnn_export(
             "verify",
             checkpoint,
-            *("--images", 3, "--data", "digits", "--against", "engine", "--json"),
+            *("--images", 3, "--data", data, "--against", "engine", "--json"),
         )
         assert status == 1
         (stage,) = json.loads(out)["stages"]
@@ -173,12 +187,12 @@ class TestCommands:
         assert (first["node"], first["image"], first["t"]) == ("blocks.1.q.neuron", 2, 1)
         assert first["neuron"] == [3, 4]
 
-    def test_energy(self, atsnn_export: Invoke, checkpoint: Path) -> None:
+    def test_energy(self, atsnn_export: Invoke, checkpoint: Path, data: Path) -> None:
         rows = parsed(
             atsnn_export(
                 "energy",
                 checkpoint,
-                *("--images", 3, "--data", "digits", "--profile", "loihi1", "--gpu", "modelled"),
+                *("--images", 3, "--data", data, "--profile", "loihi1", "--gpu", "modelled"),
                 "--json",
             )
         )
@@ -188,20 +202,20 @@ class TestCommands:
         systems = {row["system"] for row in rows}
         assert {"SNN, all tokens", "SNN, adaptive tokens"} <= systems
 
-    def test_energy_of_every_layer(self, atsnn_export: Invoke, graph_file: Path) -> None:
+    def test_energy_of_every_layer(
+        self, atsnn_export: Invoke, graph_file: Path, data: Path
+    ) -> None:
         status, out, _ = atsnn_export(
-            "energy", graph_file, "--images", 2, "--data", "digits", "--gpu", "none", "--layers"
+            "energy", graph_file, "--images", 2, "--data", data, "--gpu", "none", "--layers"
         )
         assert status == 0
         assert "stem.conv2.synapse" in out
         assert "Energy per image" in out
 
-    def test_onnx(self, atsnn_export: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    def test_onnx(self, atsnn_export: Invoke, checkpoint: Path, tmp_path: Path, data: Path) -> None:
         out = tmp_path / "model.onnx"
         result = parsed(
-            atsnn_export(
-                "onnx", checkpoint, "--out", out, "--images", 4, "--data", "digits", "--json"
-            )
+            atsnn_export("onnx", checkpoint, "--out", out, "--images", 4, "--data", data, "--json")
         )
         assert out.stat().st_size == result["bytes"]
         assert result["largest_logit_difference"] <= 1e-5
@@ -222,19 +236,19 @@ class TestCommands:
 
     @pytest.mark.lava
     @pytest.mark.slow
-    def test_demo_with_lava(self, atsnn_export: Invoke, checkpoint: Path) -> None:
+    def test_demo_with_lava(self, atsnn_export: Invoke, checkpoint: Path, data: Path) -> None:
         result = parsed(
             atsnn_export(
                 "demo",
                 checkpoint,
-                *("--images", 8, "--lava-images", 2, "--data", "digits", "--json"),
+                *("--images", 8, "--lava-images", 2, "--data", data, "--json"),
             )
         )
         assert [s["to"] for s in result["stages"]] == ["engine", "lava-layers", "lava-blocks"]
         assert all(s["spikes_differing"] == 0 for s in result["stages"])
 
     def test_demo_without_lava_says_so_in_one_line(
-        self, atsnn_export: Invoke, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+        self, atsnn_export: Invoke, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, data: Path
     ) -> None:
         import export.lava.run
 
@@ -242,7 +256,7 @@ class TestCommands:
             raise LavaUnavailableError("Lava is not installed: make PYTHON=python3.10")
 
         monkeypatch.setattr(export.lava.run, "check_lava", missing)
-        status, out, _ = atsnn_export("demo", checkpoint, "--images", 4, "--data", "digits")
+        status, out, _ = atsnn_export("demo", checkpoint, "--images", 4, "--data", data)
         assert status == 0
         for part in ("accuracy", "average tokens", "synaptic operations", "Energy per image"):
             assert part in out
@@ -304,13 +318,15 @@ class TestFailures:
         assert "built-in images have shape [1, 28, 28], this network takes [1, 12, 12]" in message
 
     def test_an_empty_data_folder(
-        self, fails: Callable[..., str], graph_file: Path, tmp_path: Path
+        self, fails: Callable[..., str], graph_file: Path, tmp_path: Path, data: Path
     ) -> None:
         assert "no data set that is known" in fails("run", graph_file, "--data", tmp_path)
 
-    def test_an_unknown_profile(self, fails: Callable[..., str], graph_file: Path) -> None:
+    def test_an_unknown_profile(
+        self, fails: Callable[..., str], graph_file: Path, data: Path
+    ) -> None:
         message = fails(
-            *("energy", graph_file, "--images", 1, "--data", "digits", "--profile", "loihi9")
+            *("energy", graph_file, "--images", 1, "--data", data, "--profile", "loihi9")
         )
         assert "loihi9" in message
 
@@ -353,10 +369,11 @@ class TestFailures:
         atsnn_export: Invoke,
         arguments: tuple[str, ...],
         graph_file: Path,
+        data: Path,
     ) -> None:
         model = () if arguments[0] == "nonsense" else (graph_file,)
-        data = ("--data", "digits") if arguments[0] == "energy" else ()
-        status, out, err = atsnn_export(arguments[0], *model, *arguments[1:], *data)
+        folder = ("--data", data) if arguments[0] == "energy" else ()
+        status, out, err = atsnn_export(arguments[0], *model, *arguments[1:], *folder)
         assert status == 2
         assert out == ""
         assert "Error" in err
