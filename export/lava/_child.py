@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 
 from export.lava.compat import require_lava
 from export.lava.session import end_session
-from export.lava.watch import ACTORS, FAILURES, FINISHED, JOB, WORK
+from export.lava.watch import ACTORS, FAILURES, FINISHED, JOB, TEMPORARY, WORK
 
 _PR_SET_PDEATHSIG = 1
 
@@ -26,6 +27,7 @@ _PR_SET_PDEATHSIG = 1
 def main(folder: Path) -> int:
     job = json.loads((folder / JOB).read_text())
     _end_with_parent(folder, job["parent"])
+    _keep_sockets_in(folder)
     try:
         require_lava()
         _note_actors(folder)
@@ -75,6 +77,15 @@ def _end_with_parent(folder: Path, parent: int) -> None:
 
 def _die_with_parent(number: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def _keep_sockets_in(folder: Path) -> None:
+    """Let multiprocessing put its sockets into the folder instead of one that outlives a kill.
+
+    The path is relative, since a socket's path must be shorter than 108 characters.
+    """
+    process: Any = multiprocessing.current_process()
+    process._config["tempdir"] = os.path.relpath(folder / TEMPORARY)
 
 
 def _note_actors(folder: Path) -> None:

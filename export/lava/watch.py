@@ -39,7 +39,7 @@ Progress = Callable[[int], None]
 
 # File names in a job's folder. The child writes them; each appears whole or not at all.
 JOB, FAILURES, ACTORS, FINISHED, LOG = "job.json", "failures", "actors", "finished", "log"
-WORK = "work"
+WORK, TEMPORARY = "work", "tmp"
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def job_folder() -> Iterator[Path]:
     """A new folder for one job, removed at the end whatever happens."""
     folder = Path(tempfile.mkdtemp(prefix="atsnn-lava-"))
     try:
-        for name in (FAILURES, ACTORS, WORK):
+        for name in (FAILURES, ACTORS, WORK, TEMPORARY):
             (folder / name).mkdir()
         yield folder
     finally:
@@ -90,7 +90,7 @@ def run_watched(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=_environment(),
+            env=_environment(folder),
             cwd=folder / WORK,
             start_new_session=True,
         )
@@ -101,11 +101,16 @@ def run_watched(
         child.wait()
 
 
-def _environment() -> dict[str, str]:
+def _environment(folder: Path) -> dict[str, str]:
     root = str(Path(export.errors.__file__).parents[1])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    return {**os.environ, **dict.fromkeys(threads, "1"), "PYTHONPATH": os.pathsep.join(paths)}
+    return {
+        **os.environ,
+        **dict.fromkeys(threads, "1"),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "TMPDIR": str(folder / TEMPORARY),
+    }
 
 
 @dataclass

@@ -19,6 +19,7 @@ from export.lava.watch import WORK, job_folder, run_watched
 
 FAILING = Path(__file__).parent / "lava_models" / "failing.py"
 SECONDS_TO_NOTICE = 10
+SECONDS_TO_START = 100
 
 
 @dataclass
@@ -28,6 +29,11 @@ class Left:
     folders: Path
     sessions: list[int] = field(default_factory=list)
     segments: set[Path] = field(default_factory=set)
+
+    @property
+    def stamp(self) -> Path:
+        """The file in which a fault notes its time."""
+        return self.folders.with_name("stamp")
 
     def anything(self) -> list[str]:
         processes = [
@@ -42,6 +48,7 @@ def left(tmp_path, monkeypatch):
     folders = tmp_path / "folders"
     folders.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folders))
+    monkeypatch.setenv("TMPDIR", str(folders))
     result = Left(folders)
     end_session = watch.end_session
 
@@ -54,17 +61,19 @@ def left(tmp_path, monkeypatch):
     return result
 
 
-def run(name, *, arguments=None, **options):
+def run(name, left, *, fault=None, **options):
+    arguments = {"stamp": str(left.stamp), **({} if fault is None else {"fault": fault})}
     with job_folder() as folder:
-        run_watched(f"{FAILING}:{name}", arguments or {}, folder, **options)
+        run_watched(f"{FAILING}:{name}", arguments, folder, **options)
         return {path.name: np.load(path) for path in (folder / WORK).iterdir()}
 
 
-def failure(name, *, error=LavaRunError, arguments=None, **options) -> str:
-    start = time.monotonic()
+def failure(name, left, *, error=LavaRunError, **options) -> str:
     with pytest.raises(error) as caught:
-        run(name, arguments=arguments, **options)
-    assert time.monotonic() - start < SECONDS_TO_NOTICE
+        run(name, left, **options)
+    noticed = time.time()
+    if left.stamp.exists():
+        assert noticed - float(left.stamp.read_text()) < SECONDS_TO_NOTICE
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -72,11 +81,11 @@ def failure(name, *, error=LavaRunError, arguments=None, **options) -> str:
 @pytest.mark.lava
 class TestNetworkThatFails:
     def test_sound_network_returns_its_results(self, left):
-        assert run("run_network", arguments={"fault": "none"})["voltage.npy"].shape == (4,)
+        assert run("run_network", left, fault="none")["voltage.npy"].shape == (4,)
         assert left.anything() == []
 
     def test_model_that_raises_is_named_with_its_own_message(self, left):
-        message = failure("run_network", arguments={"fault": "raise"})
+        message = failure("run_network", left, fault="raise")
         assert message == (
             "process middle (PyFaultModel) failed: ValueError: table index 7 is out of range 0 to 6"
         )
@@ -85,50 +94,49 @@ class TestNetworkThatFails:
 
     def test_model_that_raises_brings_its_traceback_along(self, left):
         with pytest.raises(LavaRunError) as caught:
-            run("run_network", arguments={"fault": "raise"})
+            run("run_network", left, fault="raise")
         assert "in run_spk" in str(caught.value.__cause__)
 
     def test_model_that_cannot_be_built_is_named(self, left):
-        message = failure("run_network", arguments={"fault": "init"})
+        message = failure("run_network", left, fault="init")
         assert message == "process middle (PyFaultModel) failed: ValueError: no such table"
         assert left.segments
         assert left.anything() == []
 
     def test_message_of_the_wrong_shape_is_named(self, left):
-        message = failure("run_network", arguments={"fault": "shape"})
+        message = failure("run_network", left, fault="shape")
         assert message.startswith("process middle (PyFaultModel) failed: AssertionError: ")
         assert left.anything() == []
 
     def test_killed_model_process_is_named(self, left):
-        message = failure("run_network", arguments={"fault": "kill"})
+        message = failure("run_network", left, fault="kill")
         assert message.startswith("process middle (PyFaultModel) (pid ")
         assert message.endswith(") was killed by SIGKILL")
         assert left.segments
         assert left.anything() == []
 
     def test_model_that_hangs_runs_into_the_time_limit(self, left):
-        message = failure("run_network", arguments={"fault": "hang"}, timeout=5)
+        message = failure("run_network", left, fault="hang", timeout=5)
         assert message.startswith("not finished after 5 s")
-        assert left.segments
         assert left.anything() == []
 
     def test_next_network_runs_after_a_failure(self, left):
-        failure("run_network", arguments={"fault": "raise"})
-        assert run("run_network", arguments={"fault": "none"})
+        failure("run_network", left, fault="raise")
+        assert run("run_network", left, fault="none")
 
 
 @pytest.mark.lava
 class TestInterpreterThatFails:
     def test_killed_interpreter(self, left):
-        assert failure("die") == "the Lava interpreter was killed by SIGKILL"
+        assert failure("die", left) == "the Lava interpreter was killed by SIGKILL"
         assert left.anything() == []
 
     def test_error_of_this_project_arrives_as_it_is(self, left):
-        assert failure("refuse", error=UnsupportedTargetError) == "gate b1 looks back"
+        assert failure("refuse", left, error=UnsupportedTargetError) == "gate b1 looks back"
         assert left.anything() == []
 
     def test_time_limit(self, left):
-        assert failure("hang", timeout=0.5).startswith("not finished after 0.5 s")
+        assert failure("hang", left, timeout=0.5).startswith("not finished after 0.5 s")
         assert left.anything() == []
 
     def test_stall_names_the_last_time_step(self, left):
@@ -157,7 +165,7 @@ class TestInterpreterThatFails:
         assert left.anything() == []
 
     def test_missing_function(self, left):
-        message = failure("no_such_function")
+        message = failure("no_such_function", left)
         assert "no_such_function" in message
         assert left.anything() == []
 
@@ -166,12 +174,12 @@ PARENT = """
 from export.lava.watch import job_folder, run_watched
 with job_folder() as folder:
     print(folder, flush=True)
-    run_watched({target!r}, {{"fault": "hang"}}, folder)
+    run_watched({target!r}, {{"stamp": {stamp!r}, "fault": "hang"}}, folder)
 """
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + SECONDS_TO_NOTICE
+def wait_until(condition, seconds):
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing happened in time"
         time.sleep(0.02)
@@ -180,15 +188,17 @@ def wait_until(condition):
 @pytest.mark.lava
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_when_the_parent_is_killed_nothing_stays(number, tmp_path):
+    stamp, temporary = tmp_path / "stamp", tmp_path / "temporary"
+    temporary.mkdir()
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT.format(target=f"{FAILING}:run_network")],
+        [sys.executable, "-c", PARENT.format(target=f"{FAILING}:run_network", stamp=str(stamp))],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(temporary)},
     )
     assert parent.stdout is not None
     folder = Path(parent.stdout.readline().strip())
-    wait_until(lambda: len(list((folder / watch.ACTORS).glob("*[0-9]"))) >= 5)
+    wait_until(stamp.exists, SECONDS_TO_START)
     actor = int(next((folder / watch.ACTORS).glob("*[0-9]")).name)
     session = os.getsid(actor)
     segments = shared_memory(session)
@@ -197,9 +207,12 @@ def test_when_the_parent_is_killed_nothing_stays(number, tmp_path):
     parent.send_signal(number)
     parent.communicate()
 
-    wait_until(lambda: not any(not m.ended for m in members(session).values()))
+    def all_ended():
+        return all(member.ended for member in members(session).values())
+
+    wait_until(all_ended, SECONDS_TO_NOTICE)
     assert not any(segment.exists() for segment in segments)
-    assert not folder.exists()
+    assert list(temporary.iterdir()) == []
 
 
 class TestLavaThatIsMissing:
@@ -234,7 +247,7 @@ class TestLavaThatIsMissing:
         broken.mkdir(parents=True)
         (broken / "__init__.py").write_text("raise ImportError('a wheel for another machine')\n")
         monkeypatch.setenv("PYTHONPATH", str(broken.parent))
-        message = failure("hang", error=LavaUnavailableError)
+        message = failure("hang", left, error=LavaUnavailableError)
         assert "does not import (a wheel for another machine)" in message
         assert left.anything() == []
 

@@ -5,6 +5,7 @@ In a folder of its own: Lava executes every file beside the module that defines 
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,16 @@ STEPS = 50
 FAULT_AT = 5
 
 
+def note_time(stamp: str) -> None:
+    """Say when the fault happens, so that the test sees how long it takes to be noticed."""
+    Path(stamp).write_text(repr(time.time()))
+
+
 class Fault(AbstractProcess):
     """Passes values on until it fails."""
 
-    def __init__(self, *, fault: str, name: str) -> None:
-        super().__init__(fault=fault, name=name)
+    def __init__(self, *, fault: str, stamp: str, name: str) -> None:
+        super().__init__(fault=fault, stamp=stamp, name=name)
         self.a_in = InPort(shape=(4,))
         self.a_out = OutPort(shape=(4,))
 
@@ -45,13 +51,15 @@ class PyFaultModel(PyLoihiProcessModel):
 
     def __init__(self, proc_params):
         super().__init__(proc_params)
-        self.fault = proc_params["fault"]
+        self.fault, self.stamp = proc_params["fault"], proc_params["stamp"]
         if self.fault == "init":
+            note_time(self.stamp)
             raise ValueError("no such table")
 
     def run_spk(self):
         value = self.a_in.recv()
         if self.time_step == FAULT_AT:
+            note_time(self.stamp)
             if self.fault == "raise":
                 raise ValueError("table index 7 is out of range 0 to 6")
             if self.fault == "kill":
@@ -63,11 +71,11 @@ class PyFaultModel(PyLoihiProcessModel):
         self.a_out.send(value)
 
 
-def run_network(work: Path, fault: str) -> None:
+def run_network(work: Path, stamp: str, fault: str) -> None:
     """LIF -> Dense -> Fault -> LIF; the last one waits for ever when the third one fails."""
     first = LIF(shape=(4,), bias_mant=1, vth=1, name="first")
     synapse = Dense(weights=np.eye(4, dtype=int), name="synapse")
-    fault_process = Fault(fault=fault, name="middle")
+    fault_process = Fault(fault=fault, stamp=stamp, name="middle")
     last = LIF(shape=(4,), name="last")
     first.s_out.connect(synapse.s_in)
     synapse.a_out.connect(fault_process.a_in)
@@ -77,15 +85,18 @@ def run_network(work: Path, fault: str) -> None:
     first.stop()
 
 
-def die(work: Path) -> None:
+def die(work: Path, stamp: str) -> None:
+    note_time(stamp)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hang(work: Path) -> None:
+def hang(work: Path, stamp: str) -> None:
+    note_time(stamp)
     signal.pause()
 
 
-def refuse(work: Path) -> None:
+def refuse(work: Path, stamp: str) -> None:
+    note_time(stamp)
     raise UnsupportedTargetError("gate b1 looks back")
 
 
