@@ -24,6 +24,9 @@ Trace = Mapping[str, npt.NDArray]
 TORCH, ENGINE = "quantised torch", "engine"
 Grain = Literal["layers", "blocks"]
 LAVA_GRAINS: dict[str, Grain] = {"lava-layers": "layers", "lava-blocks": "blocks"}
+IN_PROCESS_GRAINS: dict[str, Grain] = {
+    f"{name}-inprocess": grain for name, grain in LAVA_GRAINS.items()
+}
 LOGITS = "logits"
 
 
@@ -150,7 +153,9 @@ def verify(
     Args:
         graph: the quantised graph.
         images: raw 8-bit pixels, uint8 [B, *input shape], or events, [T, B, *input shape].
-        against: "engine", "lava-layers", "lava-blocks", or a `Stage` of your own.
+        against: "engine", "lava-layers", "lava-blocks", or a `Stage` of your own; with
+            "-inprocess" behind, Lava's process models run in this interpreter
+            (`hardware.lava_runtime`).
         reference: what the engine is compared with; by default the graph in torch
             (`export.torch_module.torch_trace`). Not needed if "engine" is not in `against`.
         batch: images at a time; bounds the memory that the traces take.
@@ -217,6 +222,25 @@ def lava_stage(graph: Graph, grain: Grain) -> Stage:
     )
 
 
+def lava_in_process_stage(graph: Graph, grain: Grain) -> Stage:
+    """The same Lava network in this interpreter.
+
+    Raises:
+        LavaUnavailableError: Lava is not installed.
+    """
+    from hardware.lava_runtime import run_graph
+
+    def watched(images: Images, tell: Callable[[float], None]) -> Trace:
+        return run_graph(graph, images, grain, on_progress=lambda step, steps: tell(step / steps))
+
+    return Stage(
+        f"lava-{grain}-inprocess",
+        lambda images: run_graph(graph, images, grain),
+        partial=grain == "blocks",
+        watched=watched,
+    )
+
+
 def _reference(graph: Graph, reference: Stage | Callable[[Images], Trace] | None) -> Stage:
     if reference is None:
         return torch_stage(graph)
@@ -226,8 +250,11 @@ def _reference(graph: Graph, reference: Stage | Callable[[Images], Trace] | None
 def _stage(graph: Graph, name: str) -> Stage:
     if name in LAVA_GRAINS:
         return lava_stage(graph, LAVA_GRAINS[name])
+    if name in IN_PROCESS_GRAINS:
+        return lava_in_process_stage(graph, IN_PROCESS_GRAINS[name])
     raise VerificationError(
-        f"unknown stage '{name}'; choose from {', '.join((ENGINE, *LAVA_GRAINS))}"
+        f"unknown stage '{name}'; choose from "
+        f"{', '.join((ENGINE, *LAVA_GRAINS, *IN_PROCESS_GRAINS))}"
     )
 
 

@@ -12,6 +12,7 @@ require_lava()
 if importlib.util.find_spec("greenlet") is None:
     raise LavaUnavailableError("the in-process Lava runtime needs greenlet: pip install greenlet")
 
-from hardware.lava_runtime.runtime import InProcessRuntime, in_process  # noqa: E402  (needs Lava)
+from hardware.lava_runtime.graph import run_graph  # noqa: E402  (needs Lava)
+from hardware.lava_runtime.runtime import InProcessRuntime, in_process  # noqa: E402
 
-__all__ = ["InProcessRuntime", "in_process"]
+__all__ = ["InProcessRuntime", "in_process", "run_graph"]

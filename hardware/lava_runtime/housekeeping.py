@@ -15,6 +15,7 @@ from typing import Any
 
 from lava.magma.core.process.process import ProcessServer
 from lava.magma.core.process.variable import VarServer
+from lava.proc.io.injector import PyLoihiInjectorModel, PyLoihiInjectorModelAsync
 
 COMPILER_LOGGER = "lava.magma.compiler.compiler"
 
@@ -62,9 +63,15 @@ def forget(processes: Iterable[Any]) -> None:
         _remove_console_handler(process._log_config)
 
 
+def mend(model: Any) -> None:
+    """Give an Injector's model what its `__del__` joins and Lava never sets."""
+    if isinstance(model, PyLoihiInjectorModel | PyLoihiInjectorModelAsync):
+        model._p_to_pm_dst_port = model.in_port  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _remove_console_handler(config: Any) -> None:
     root = logging.getLogger()
-    for handler in root.handlers:
+    for handler in reversed(root.handlers):
         formatter = handler.formatter
         if (
             type(handler) is logging.StreamHandler

@@ -56,7 +56,8 @@ class InProcessRuntime:
         process: any process of the network.
         run_cfg: chooses process models, as for `process.run`.
         compile_config: options of Lava's compiler, as for `process.run`.
-        executable: a network that is compiled already; takes the place of `run_cfg`.
+        executable: a network that is compiled already; takes the place of `run_cfg`. Lava compiles
+            a process only once: to begin anew, give the `executable` of the first runtime.
         copy_parameters: give each model a copy of its `proc_params`, as Lava's own runtime does by
             forking. False saves the memory, if no model writes into them.
 
@@ -83,6 +84,7 @@ class InProcessRuntime:
         with housekeeping.compilation() as made:
             executable = executable or _compiled(process, run_cfg, compile_config)
         housekeeping.forget([process, *made, *housekeeping.relatives(executable.process_list)])
+        self.executable = executable
         try:
             self._build(executable, copy_parameters)
         except BaseException:
@@ -236,19 +238,18 @@ class InProcessRuntime:
                     f"process {process.name} was compiled for other hardware "
                     f"({type(builder).__name__}); this runtime takes Python models only"
                 )
+            builder.csp_ports, builder._csp_port_map = {}, {}
         domains = self._domains(executable)
         channels = [self._connect(builders, builder) for builder in executable.channel_builders]
         self._connect_outside(builders)
         known = {id(process): process for process in builders}
         for process, builder in builders.items():
-            if copy_parameters:
-                builder.proc_params = _copied(builder.proc_params, known)
             task = Task(process, None, domains[builder._model_id])
             self._tasks[process] = task
             self._scheduler.tasks.append(task)
             task.domain.tasks.append(task)
-            with self._constructing(task, builder):
-                task.model = builder.build()
+            task.model = self._model(task, builder, known if copy_parameters else None)
+            housekeeping.mend(task.model)
             task.model.service_to_process = task.model.process_to_service = Service(
                 task, self._scheduler
             )
@@ -324,12 +325,20 @@ class InProcessRuntime:
                     if isinstance(end, RecvPort) and id(end.channel) in waiting:
                         end.channel.server = task, port
 
-    @contextmanager
-    def _constructing(self, task: Task, builder: PyProcessBuilder) -> Iterator[None]:
+    def _model(
+        self, task: Task, builder: PyProcessBuilder, shared: Mapping[int, Any] | None
+    ) -> Any:
+        """The process model; `shared`: what its copy of the parameters shares with the original."""
+        parameters = builder.proc_params
+        if shared is not None:
+            builder.proc_params = _copied(parameters, shared)
         try:
-            yield
+            return builder.build()
         except Exception as error:
             raise _model_error(task, builder.proc_model, "construction", error) from error
+        finally:
+            builder.proc_params = parameters
+            builder.csp_ports, builder._csp_port_map = {}, {}
 
     # --- ending -----------------------------------------------------------------------------------
 
