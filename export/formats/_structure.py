@@ -41,7 +41,7 @@ def graph_to_structure(graph: Graph) -> tuple[dict[str, Any], Arrays]:
 def _plain(record: Any, prefix: str, arrays: Arrays) -> dict[str, Any]:
     result, hints = {}, _hints(type(record))
     for field in fields(record):
-        value = getattr(record, field.name)
+        value: Any = getattr(record, field.name)
         if isinstance(value, np.ndarray):
             arrays[prefix + field.name] = value
             value = {"array": prefix + field.name}
