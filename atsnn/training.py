@@ -104,7 +104,7 @@ def train(
             run = Run(stage, dataset, place, initial, screen)
             initial = run.train()
     if config.stages and initial is not None:
-        write_atomically(folder / MODEL_FILE, initial.read_bytes())
+        _write(folder / MODEL_FILE, initial.read_bytes())
     return folder / MODEL_FILE
 
 

@@ -84,12 +84,12 @@ def _join(parts: list[tuple[np.ndarray, np.ndarray]], origin: Path) -> ImageSet:
 def _read(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     data = _bytes(path)
     images, labels = _binary(path, data, layout) if layout.binary else _python(path, data, layout)
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < layout.classes:
+    if labels and not 0 <= min(labels) <= max(labels) < layout.classes:
         raise DatasetError(
-            f"{path}: labels run from {labels.min()} to {labels.max()}; "
+            f"{path}: labels run from {min(labels)} to {max(labels)}; "
             f"{layout.format} has 0 to {layout.classes - 1}"
         )
-    return images, labels
+    return images, np.array(labels, np.int64)
 
 
 def _bytes(path: Path) -> bytes:
@@ -101,18 +101,18 @@ def _bytes(path: Path) -> bytes:
         raise DatasetError(f"{path}: cannot be read ({error})") from None
 
 
-def _binary(path: Path, data: bytes, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+def _binary(path: Path, data: bytes, layout: Layout) -> tuple[np.ndarray, list[int]]:
     row = layout.label_bytes + PIXELS
     if not data or len(data) % row:
         raise DatasetError(
             f"{path}: damaged: {len(data)} bytes are no whole number of {row}-byte rows"
         )
     rows = np.frombuffer(data, np.uint8).reshape(-1, row)
-    labels = rows[:, layout.label_bytes - 1].astype(np.int64)
+    labels = rows[:, layout.label_bytes - 1].tolist()
     return rows[:, layout.label_bytes :].reshape(-1, *_ROW), labels
 
 
-def _python(path: Path, data: bytes, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+def _python(path: Path, data: bytes, layout: Layout) -> tuple[np.ndarray, list[int]]:
     values = _plain(path, data)
     images, labels = values.get(b"data"), values.get(layout.label)
     if not isinstance(images, np.ndarray) or images.ndim != 2 or images.shape[1] != PIXELS:
@@ -121,7 +121,7 @@ def _python(path: Path, data: bytes, layout: Layout) -> tuple[np.ndarray, np.nda
         raise DatasetError(f"{path}: damaged: needs a list {layout.label.decode()} of integers")
     if len(labels) != len(images):
         raise DatasetError(f"{path}: {len(images)} images but {len(labels)} labels")
-    return images.reshape(-1, *_ROW), np.array(labels, np.int64)
+    return images.reshape(-1, *_ROW), labels
 
 
 def _plain(path: Path, data: bytes) -> dict[bytes, Any]:
@@ -129,8 +129,6 @@ def _plain(path: Path, data: bytes) -> dict[bytes, Any]:
         values = plain_pickle.loads(data)
     except plain_pickle.PlainPickleError as error:
         raise DatasetError(f"{path}: not a CIFAR batch: {error}") from None
-    if not isinstance(values, dict):
-        raise DatasetError(f"{path}: not a CIFAR batch: holds no dictionary")
     return {k.encode() if isinstance(k, str) else k: v for k, v in values.items()}
 
 
@@ -142,10 +140,15 @@ def _class_names(place: Path, layout: Layout) -> tuple[str, ...]:
     if layout.binary:
         names = _bytes(path).decode("utf-8", "replace").split()
     else:
-        listed = _plain(path, _bytes(path)).get(layout.names_key) or []
-        names = [n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in listed]
+        names = _listed_names(_plain(path, _bytes(path)).get(layout.names_key))
     if len(names) != layout.classes:
         raise DatasetError(
             f"{path}: {len(names)} class names; {layout.format} has {layout.classes}"
         )
     return tuple(names)
+
+
+def _listed_names(listed: Any) -> list[str]:
+    names = listed if isinstance(listed, list) else []
+    decoded = [n.decode("utf-8", "replace") if isinstance(n, bytes) else n for n in names]
+    return [name for name in decoded if isinstance(name, str)]

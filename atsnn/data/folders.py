@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from atsnn.data.images import Dataset, DecodedImages
 from atsnn.errors import DatasetError
@@ -146,7 +146,9 @@ def first_shape(path: Path) -> tuple[int, int, int]:
     try:
         with Image.open(io.BytesIO(files.read(name))) as image:
             return 1 if image.mode == "L" else 3, image.height, image.width
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except DatasetError:
+        raise
+    except Exception as error:  # whatever the decoder of the format raises
         raise DatasetError(f"{files.location}: {name}: damaged image ({error})") from None
 
 
@@ -231,7 +233,9 @@ def decode_image(data: bytes, origin: str, shape: tuple[int, int, int], resize: 
             converted = image.convert("L" if channels == 1 else "RGB")
             if converted.size != (width, height):
                 converted = converted.resize((width, height), Image.Resampling.BILINEAR)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except DatasetError:
+        raise
+    except Exception as error:  # whatever the decoder of the format raises
         raise DatasetError(f"{origin}: damaged image ({error})") from None
     pixels = np.asarray(converted, np.uint8)
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -1,11 +1,14 @@
 """Data sets: each format as published, and each way in which one can be wrong."""
 
+import contextlib
 import pickle
 import struct
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_runs import (
     cifar_rows,
     class_folder_files,
@@ -20,7 +23,7 @@ from tiny_runs import (
 )
 
 from atsnn.config import DataConfig, ModelConfig
-from atsnn.data import describe, detect, fingerprint, load_dataset
+from atsnn.data import describe, detect, fingerprint, load_dataset, plain_pickle
 from atsnn.errors import DatasetError
 
 GREY = ModelConfig(in_channels=1, image_size=(8, 8), dim=8, heads=1, classes=10)
@@ -178,7 +181,7 @@ def test_a_hostile_pickle_is_refused_and_nothing_of_it_runs(tmp_path, protocol):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (pickle.dumps([1, 2]), "holds no dictionary"),
+        (pickle.dumps([1, 2]), "holds a list, not a dictionary"),
         (pickle.dumps({b"labels": [1]}), "needs an array data of N x 3072 bytes"),
         (pickle.dumps({b"data": np.zeros((2, 3072))}), "of another type than unsigned bytes"),
         (
@@ -211,6 +214,45 @@ def test_damaged_cifar_batches_are_refused(tmp_path, content, message):
     (tmp_path / "test_batch").write_bytes(content)
     with pytest.raises(DatasetError, match=message):
         load_dataset(tmp_path, PLAIN, CIFAR)
+
+
+def nested_tuples(depth: int) -> bytes:
+    """`{a: 0}` with a = (b, b), b = (c, c), ...: short, but its hash would take 2^depth steps."""
+    return b"\x80\x02}K\x01\x85" + b"2\x86" * depth + b"K\x00s."
+
+
+def test_a_pickle_that_would_take_for_ever_is_refused_at_once(tmp_path):
+    write_cifar10_python(tmp_path)
+    (tmp_path / "test_batch").write_bytes(nested_tuples(60))
+    with pytest.raises(DatasetError, match="holds the pickle instruction DUP"):
+        load_dataset(tmp_path, PLAIN, CIFAR)
+    with_memo = b"\x80\x02}K\x01\x85" + b"q\x00h\x00\x86" * 60 + b"K\x00s."
+    (tmp_path / "test_batch").write_bytes(with_memo)
+    with pytest.raises(DatasetError, match="sets a key of type tuple"):
+        load_dataset(tmp_path, PLAIN, CIFAR)
+
+
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(allow_nan=False), st.binary()
+)
+PLAIN_DATA = st.dictionaries(
+    st.binary() | st.text() | st.integers(-5, 2**40),
+    st.recursive(LEAVES, lambda inner: st.lists(inner) | st.tuples(inner, inner), max_leaves=9),
+)
+
+
+@given(PLAIN_DATA, st.sampled_from([2, 3, 4, 5]))
+def test_plain_data_reads_as_unpickling_would(value, protocol):
+    assert plain_pickle.loads(pickle.dumps(value, protocol)) == value
+
+
+@given(st.integers(0, 10**6), st.integers(1, 255), st.sampled_from([2, 4]))
+def test_a_damaged_pickle_is_read_or_refused_but_nothing_else(place, change, protocol):
+    labels = {b"data": np.zeros((2, 5), np.uint8), b"labels": [1, 300], b"names": [b"a", "b"]}
+    damaged = bytearray(pickle.dumps(labels, protocol))
+    damaged[place % len(damaged)] ^= change
+    with contextlib.suppress(plain_pickle.PlainPickleError):
+        assert isinstance(plain_pickle.loads(bytes(damaged)), dict)
 
 
 def test_a_missing_batch_and_a_torn_binary_batch(tmp_path):
