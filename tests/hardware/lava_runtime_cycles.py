@@ -5,6 +5,9 @@ logger and of Lava's compiler, processes and variables that Lava still knows, af
 at the end.
 """
 
+# Not sorted: Lava is imported after its shim.
+# ruff: isort: skip_file
+
 import gc
 import json
 import logging
@@ -16,13 +19,13 @@ import psutil
 
 from hardware.lava_runtime import InProcessRuntime
 
-from lava.magma.core.process.process import ProcessServer  # isort: skip  (Lava after its shim)
-from lava.magma.core.process.variable import VarServer  # isort: skip
-from lava.magma.core.run_conditions import RunSteps  # isort: skip
-from lava.magma.core.run_configs import Loihi2SimCfg  # isort: skip
-from lava.proc.dense.process import Dense  # isort: skip
-from lava.proc.lif.process import LIF  # isort: skip
-from lava.proc.monitor.process import Monitor  # isort: skip
+from lava.magma.core.process.process import ProcessServer
+from lava.magma.core.process.variable import VarServer
+from lava.magma.core.run_conditions import RunSteps
+from lava.magma.core.run_configs import Loihi2SimCfg
+from lava.proc.dense.process import Dense
+from lava.proc.lif.process import LIF
+from lava.proc.monitor.process import Monitor
 
 WEIGHTS = np.random.default_rng(0).integers(-20, 30, (256, 256))
 

@@ -4,6 +4,9 @@ As a script, in an interpreter of its own: `python lava_runtime_networks.py OUT.
 them on Lava's own runtime and saves what `Network.record` gives.
 """
 
+# Not sorted: Lava is imported after its shim.
+# ruff: isort: skip_file
+
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+import hardware.lava_runtime  # noqa: F401  (Lava's shim)
+
 from lava.magma.core.process.process import AbstractProcess
 from lava.magma.core.process.variable import Var
 from lava.magma.core.run_conditions import RunSteps

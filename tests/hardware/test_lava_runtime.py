@@ -1,5 +1,8 @@
 """Lava networks in one interpreter: what they compute, how they fail, and what they leave."""
 
+# Not sorted: Lava is imported after its shim.
+# ruff: isort: skip_file
+
 import gc
 import json
 import logging
@@ -24,14 +27,14 @@ try:
 except LavaUnavailableError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-from lava.magma.core.process.process import AbstractProcess  # isort: skip  (Lava after its shim)
-from lava.magma.core.run_conditions import RunContinuous, RunSteps  # isort: skip
-from lava.magma.core.run_configs import Loihi2SimCfg  # isort: skip
-from lava.proc.io.extractor import Extractor  # isort: skip
-from lava.proc.io.injector import Injector  # isort: skip
-from lava.proc.io.sink import RingBuffer as Sink  # isort: skip
-from lava.proc.lif.process import LIF  # isort: skip
-from lava_runtime_models.processes import (  # isort: skip
+from lava.magma.core.process.process import AbstractProcess
+from lava.magma.core.run_conditions import RunContinuous, RunSteps
+from lava.magma.core.run_configs import Loihi2SimCfg
+from lava.proc.io.extractor import Extractor
+from lava.proc.io.injector import Injector
+from lava.proc.io.sink import RingBuffer as Sink
+from lava.proc.lif.process import LIF
+from lava_runtime_models.processes import (
     Counter,
     Free,
     Layer,
@@ -41,7 +44,7 @@ from lava_runtime_models.processes import (  # isort: skip
     Relay,
     Values,
 )
-from lava_runtime_networks import NETWORKS, weights  # isort: skip
+from lava_runtime_networks import NETWORKS, weights
 
 pytestmark = pytest.mark.lava
 
