@@ -134,6 +134,15 @@ class TestPrices:
         unrolled = price(counted, load_profile("loihi1"), "unrolled")["synaptic operations"]
         assert unrolled.low / once.low == pytest.approx(1.5)
 
+    def test_rows_show_the_counts_that_they_price(self) -> None:
+        counted = events(sops=1000, macs=100, unrolled_acs=1500)
+        chip = load_profile("loihi1")
+        once = spiking_row("SNN", counted, chip)
+        unrolled = spiking_row("SNN", counted, chip, "unrolled")
+        assert (once.sops, once.macs) == (1000, 100)
+        assert (unrolled.sops, unrolled.macs) == (1500, 0)
+        assert unrolled.convention == f"{once.convention}, graded spikes as unit spikes"
+
     def test_layers_add_up(self) -> None:
         graph = Adaptive().build()
         counted = run(graph, images_for(graph, 3)).events

@@ -29,7 +29,7 @@ from hardware.engine import EngineResult, run
 from hardware.engine.executors import AttentionExecutor
 from hardware.engine.kernels import exact_dtype
 from hardware.engine.neurons import Neurons
-from hardware.engine.plan import make_plan
+from hardware.engine.plan import Interval, make_plan
 from hardware.errors import EngineError
 from hardware.events import FIELDS
 
@@ -205,6 +205,24 @@ class TestBatches:
         assert split.events is not None
         assert whole.events.as_json() == split.events.as_json()
 
+    def test_large_maps_go_through_a_few_images_at_a_time(self) -> None:
+        """16 maps of 400 x 400 at 2 steps: two images would be more than 64 MB of values."""
+        s = Sketch()
+        s.node(Input("image", "", (1, 400, 400), 4))
+        s.node(Conv("conv", "", s.weights(16, 1, 1, 1), None), in_="image")
+        s.lif("lif", "conv", 900, 16)
+        s.node(Conv("all", "", s.weights(2, 16, 400, 400, largest=2), None), in_="lif")
+        s.node(Reshape("flat", "", "flatten"), in_="all")
+        s.lif("classes", "flat", 900, 2)
+        s.node(Output("output", ""), in_="classes")
+        told: list[tuple[int, int]] = []
+        graph = s.graph(2)
+        run(
+            graph, images_for(graph, 3), count_events=False, record="none",
+            progress=lambda *news: told.append(news),
+        )  # fmt: skip
+        assert told == [(1, 3), (2, 3), (3, 3)]
+
     def test_progress_is_told_after_each_batch(self) -> None:
         graph, told = conv_network(), []
         run(
@@ -311,6 +329,32 @@ class TestRanges:
     def test_a_layer_that_stays_in_range_is_not_reported(self) -> None:
         graph = wide_network(inputs=1, dv=2048, threshold=100)
         assert run(graph, np.full((1, 1), 255, np.uint8)).out_of_range == ()
+
+    def test_the_bounds_of_a_layer_behind_a_layer_are_signed(self) -> None:
+        """Weight -254 on 255, then weight -254 on that: up to 254 * 254 * 255, never below 0."""
+        s = Sketch()
+        s.node(Input("image", "", (1,), 8))
+        negative = np.array([[-254]], np.int32)
+        s.node(Linear("first", "", negative, None), in_="image")
+        s.node(Linear("second", "", negative, None), in_="first")
+        s.lif("lif", "second", 1, 1)
+        s.node(Output("output", ""), in_="lif")
+        bounds = make_plan(s.graph(1)).bounds
+        assert bounds["first", "out"] == Interval(-254 * 255, 0)
+        assert bounds["second", "out"] == Interval(0, 254 * 254 * 255)
+
+    def test_sums_beyond_32_bits_are_refused_by_name(self) -> None:
+        s = Sketch()
+        s.node(Input("image", "", (1,), 8))
+        for index, source in enumerate(("image", "dense0", "dense1", "dense2")):
+            weight = np.array([[254]], np.int32)
+            s.node(Linear(f"dense{index}", f"net.{index}", weight, None), in_=source)
+        s.lif("lif", "dense3", 1, 1)
+        s.node(Output("output", ""), in_="lif")
+        with pytest.raises(
+            EngineError, match=r"dense2 \(torch module net\.2\): .* beyond .* 32 bits"
+        ):
+            make_plan(s.graph(1))
 
     def test_products_use_float32_only_where_it_is_exact(self) -> None:
         weight = np.full((1, 100), 254, np.int32)

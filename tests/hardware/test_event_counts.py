@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from masked_reference import Values, simulate
 from tiny_networks import Adaptive, Sketch, conv_network, images_for
 
-from export.graph import Conv, Graph, Input, Linear, OrPool, Output, Readout, Reshape
+from export.graph import Conv, Edge, Graph, Input, Linear, Merge, OrPool, Output, Readout, Reshape
 from hardware.engine import run
 from hardware.engine.kernels import Convolution, window_hits
 from hardware.events import SCORES_FIRST, TABLE_FIRST, EventCounts, NodeEvents
@@ -336,6 +337,22 @@ class TestAllTokens:
         graph, plain = Adaptive().build(), Adaptive(gates=False).build()
         images = images_for(graph, 4)
         assert np.array_equal(run(open_all_gates(graph), images).logits, run(plain, images).logits)
+
+    def test_merges_in_a_row_are_all_gone_round(self) -> None:
+        graph = Adaptive(merge=2, fraction_bits=4, blocks=1).build()
+        second = Merge("again", "", 1, 0.0, "mean", "stream", "first")
+        place = next(i for i, node in enumerate(graph.nodes) if node.name == "block1.fc1")
+        edges = [
+            replace(e, source="again") if e.source == "block1.merge" else e for e in graph.edges
+        ]
+        edges += [
+            Edge("block1.merge", "again", port, "x" if port == "out" else port)
+            for port in ("out", "gate", "alive", "size")
+        ]
+        nodes = (*graph.nodes[:place], second, *graph.nodes[place:])
+        dense = open_all_gates(replace(graph, nodes=nodes, edges=tuple(edges)))
+        (edge,) = dense.into("block1.fc1", "in")
+        assert edge.source == "block1.after_attention"
 
     def test_a_graph_without_gates_stays_as_it_is(self) -> None:
         graph = conv_network()
