@@ -88,8 +88,9 @@ def _lif(node: Any, arriving: dict, state: dict) -> Values:
     def decayed(value: np.ndarray, keep: int) -> np.ndarray:
         return np.sign(value) * (np.abs(value) * keep // 4096)
 
-    new_u = (decayed(u, 4096 - (c.du + 1)) + x * 64 + 2**23) % 2**24 - 2**23
-    new_v = np.clip(decayed(v, 4096 - c.dv) + new_u + bias, -(2**23 - 1), 2**23 - 1)
+    limit = 2**23 - 1
+    new_u = (decayed(u, 4096 - (c.du + 1)) + x * 64 + limit) % 2**24 - limit
+    new_v = np.clip(decayed(v, 4096 - c.dv) + new_u + bias, -limit, limit)
     fired = (new_v > c.threshold * 64).astype(np.int64)
     new_v = new_v * (1 - fired)
     if "gate" in arriving:

@@ -318,6 +318,19 @@ class TestRanges:
         assert (layer.node, layer.source) == ("lif", "net.lif")
         assert layer.current_wraps == 2 * 6  # 254 * 255 * 3 > 2^17, every image and step
 
+    def test_a_current_of_minus_2_to_the_23_wraps_to_the_positive_end(self) -> None:
+        """As in Lava's model, so that the sum 512 * -256 makes the neuron fire."""
+        s = Sketch()
+        s.node(Input("image", "", (3,), 8))
+        s.node(Linear("dense", "", np.full((1, 3), -256, np.int32), None), in_="image")
+        s.lif("lif", "dense", 1, 1, bias=0)
+        s.node(Output("output", ""), in_="lif")
+        images = np.array([[255, 255, 2]], np.uint8)
+        result = run(s.graph(2), images, record="all")
+        assert differing_values(s.graph(2), images, result) == []
+        assert result.trace["lif"].all()
+        assert result.ranges[0].current_wraps == 2
+
     def test_a_voltage_that_saturates(self) -> None:
         graph = wide_network(inputs=2, dv=0, threshold=131_071)
         result = run(graph, np.full((1, 2), 200, np.uint8))
