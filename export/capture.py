@@ -241,6 +241,11 @@ class _Interpreter:
         convert = module_converter(module)
         if convert is None:
             refuse_unknown(call, module)
+        if args and isinstance(args[0], tuple):
+            call.refuse(
+                "it is given a tuple, as norse's neurons return (spikes, state)",
+                "pass the spikes alone, as norse's SequentialState does and torch's does not",
+            )
         return self._convert(call, convert, (module, *args), kwargs)
 
     def _parameter(self, node: fx.Node) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -86,12 +87,16 @@ def command(name: str) -> Callable[[Command], Command]:
         def run(*args: Any, **kwargs: Any) -> None:
             try:
                 function(*args, **kwargs)
+                sys.stdout.flush()
             except AtsnnError as error:
                 print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
                 raise typer.Exit(1) from None
             except KeyboardInterrupt:
                 print("error: interrupted", file=sys.stderr)
                 raise typer.Exit(130) from None
+            except BrokenPipeError:  # whoever read our output has had enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(1) from None
 
         app.command(name)(run)
         return function

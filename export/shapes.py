@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
@@ -30,6 +31,8 @@ from export.graph import (
 )
 
 MAX_SHIFT = 12
+MAX_ELEMENTS = 2**27
+"""Most elements of one value; more is a damaged graph rather than a network."""
 
 PortShapes = dict[tuple[str, str], Shape]
 
@@ -83,6 +86,12 @@ def shapes(graph: Graph) -> PortShapes:
         if isinstance(node, Gate) and "score" not in arriving:
             arriving["score"] = [_late_score(graph, node)]
         for port, shape in output_shapes(node, arriving).items():
+            if math.prod(shape) > MAX_ELEMENTS:
+                refuse(
+                    node,
+                    f"its value has shape {list(shape)}",
+                    f"at most {MAX_ELEMENTS} elements are allowed: use less padding",
+                )
             known[node.name, port] = shape
     for node, edge in late:
         found, wanted = known[edge.source, edge.source_port], known[node.name, "out"]
@@ -315,6 +324,8 @@ def _merge(node: Merge, inputs: _Inputs) -> Ports:
     inputs.expect("keys", shape)
     if node.similarity == "keys" and inputs.get("keys") is None:
         refuse(node, "it compares keys and port keys is open", "connect the k spikes to port keys")
+    if shape[0] < 2:
+        refuse(node, f"it receives {shape[0]} token", "merging needs at least 2")
     if node.count < 0 or not -1.0 <= node.minimum_similarity <= 1.0:
         refuse(
             node,

@@ -2,7 +2,7 @@
 
 numpy only. Every violation is a `GraphError` that names the node, its torch module, the
 numbers on both sides and what to do. `validate` is cheap (it looks at weights once), so that a pass
-calls it before and after (`checked`).
+calls it before and after (`export.passes.base`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ MAX_NAME = 256
 MAX_STEPS = 4096
 MAX_FRACTION_BITS = 12
 
-Pass = Callable[[Graph], Graph]
 _MANY = {("Add", "in"), ("Gate", "score")}
 """Ports that sum any number of edges; every other port takes exactly one."""
 
@@ -64,15 +63,6 @@ def validate(graph: Graph) -> Graph:
     if graph.quantized:
         _check_tables(graph)
     return graph
-
-
-def checked(transform: Pass) -> Pass:
-    """Wrap a pass (`Graph -> Graph`) so that what goes in and what comes out are both valid."""
-
-    def run(graph: Graph) -> Graph:
-        return validate(transform(validate(graph)))
-
-    return run
 
 
 def topological(nodes: tuple[Node, ...], graph: Graph) -> tuple[Node, ...]:

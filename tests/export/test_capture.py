@@ -389,6 +389,13 @@ class TestRefusals:
         with pytest.raises(UnsupportedModuleError, match=r"lif .*called 2 times.*pass steps=T"):
             capture(Loop(), torch.zeros(1, 4), STEPS)
 
+    def test_a_sequential_that_passes_states_on(self) -> None:
+        model = nn.Sequential(nn.Linear(4, 3), LIFBoxCell(BOX), nn.Linear(3, 2))
+        with pytest.raises(
+            UnsupportedModuleError, match=r"2 \(torch.Linear\): it is given a tuple"
+        ):
+            capture(model, torch.zeros(1, 4), STEPS)
+
     def test_a_function_without_converter(self) -> None:
         with pytest.raises(UnsupportedModuleError, match=r"cat \(call_function cat\)"):
             capture(Concatenating(), torch.zeros(1, 4), STEPS)

@@ -378,6 +378,17 @@ class TestFailures:
         assert out == ""
         assert "Error" in err
 
+    def test_a_reader_that_leaves_early(self, graph_file: Path) -> None:
+        done = subprocess.run(
+            f"{sys.executable} -m export.cli graph {graph_file} | head -n 1",
+            shell=True,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=120,
+        )
+        assert done.stderr == ""
+
     def test_as_a_program_too(self, tmp_path: Path) -> None:
         (tmp_path / "broken.h5").write_bytes(b"\x89HDF" * 400)
         done = subprocess.run(

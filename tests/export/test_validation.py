@@ -1,6 +1,6 @@
 """Each way in which a graph can be wrong has an error: the node, the numbers and the mend."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -25,9 +25,10 @@ from export.graph import (
     Readout,
     Reshape,
 )
+from export.passes.base import GraphPass
 from export.ranges import kinds, maxima
 from export.shapes import shapes
-from export.validation import checked, topological, validate
+from export.validation import topological, validate
 
 BOX = NeuronModel(0.5, 1.0, 1.0)
 
@@ -193,6 +194,8 @@ class TestShapes:
             ("conv", {"weight": even(6, 1, 9, 9)}, r"window \[9, 9\] does not fit into the map"),
             ("conv", {"stride": (0, 1)}, "stride and dilation are >= 1"),
             ("conv", {"groups": 4}, "with 4 groups"),
+            ("conv", {"padding": (10**6, 10**6)}, "at most 134217728 elements"),
+            ("conv", {"stride": (4, 4)}, "it receives 1 token; merging needs at least 2"),
             ("q", {"weight": even(6, 5)}, "receives 6 features; its weight takes 5"),
             ("stem", {"constants": constants(5)}, r"bias has shape \[5\]; it needs \[6\]"),
             ("attention", {"heads": 4}, "4 heads for 6 features"),
@@ -293,8 +296,16 @@ class TestFloatGraph:
             validate(replace(graph, nodes=(*graph.nodes[:2], lif, graph.nodes[3])))
 
     def test_a_pass_is_checked_on_both_sides(self, graph: Graph) -> None:
-        broken = checked(lambda g: replace(g, steps=0))
+        @dataclass(frozen=True)
+        class Breaking(GraphPass):
+            def rewrite(self, graph: Graph) -> Graph:
+                return replace(graph, steps=0)
+
+        class Keeping(GraphPass):
+            def rewrite(self, graph: Graph) -> Graph:
+                return graph
+
         with pytest.raises(GraphError, match="steps is 0"):
-            broken(graph)
+            Breaking()(graph)
         with pytest.raises(GraphError, match="steps is 0"):
-            checked(lambda g: g)(replace(graph, steps=0))
+            Keeping()(replace(graph, steps=0))
