@@ -48,8 +48,8 @@ class Waits(Protocol):
         """A message has arrived at a VarPort."""
         ...
 
-    def look(self, port: RecvPort) -> None:
-        """The port is asked for the number of its messages, perhaps from outside the network."""
+    def look(self, port: SendPort | RecvPort) -> None:
+        """Asked from outside whether a port is ready: let the network run until it is."""
         ...
 
 
@@ -75,7 +75,11 @@ class Channel:
 
 
 class SendPort(CspSendPort):
-    """The sending end. Messages are copied and cast to the channel's type, as Lava casts them."""
+    """The sending end. Messages are copied and cast to the channel's type, as Lava casts them.
+
+    Attributes:
+        outside: it is the caller's end, not a process model's.
+    """
 
     def __init__(self, channel: Channel, scheduler: Waits) -> None:
         # Not super().__init__(): it wants shared memory and semaphores.
@@ -83,6 +87,7 @@ class SendPort(CspSendPort):
         self._shape, self._dtype = channel.shape, channel.dtype
         self.observer = None
         self.channel, self._scheduler = channel, scheduler
+        self.outside = channel.source.process == OUTSIDE
 
     def start(self) -> None:
         """Nothing to start."""
@@ -120,13 +125,14 @@ class SendPort(CspSendPort):
 
 
 class RecvPort(CspRecvPort):
-    """The receiving end."""
+    """The receiving end. Attributes as in `SendPort`."""
 
     def __init__(self, channel: Channel, scheduler: Waits) -> None:
         self._name, self._size = channel.target.port, channel.size
         self._shape, self._dtype = channel.shape, channel.dtype
         self.observer = None
         self.channel, self._scheduler = channel, scheduler
+        self.outside = channel.target.process == OUTSIDE
         self._queue = QueueLength(self)
 
     def start(self) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from lava.magma.compiler.builders.channel_builder import ChannelBuilderMp
 from lava.magma.compiler.builders.py_builder import PyProcessBuilder
+from lava.magma.compiler.channels.interfaces import AbstractCspPort
 from lava.magma.compiler.compiler import Compiler
 from lava.magma.core.model.py.ports import AbstractPyPort
 from lava.magma.core.process.ports.ports import create_port_id
@@ -128,7 +129,8 @@ class InProcessRuntime:
         """Take the steps of a run that was started with `blocking=False`. Raises as `run` does."""
         if self._state != "built":
             return
-        if not self._scheduler.advance(lambda: self._scheduler.finished):
+        self._scheduler.advance()
+        if not self._scheduler.finished:
             raise self._deadlock()
         self._scheduler.end()
         if any(domain.stops for domain in self._scheduler.domains):
@@ -239,6 +241,7 @@ class InProcessRuntime:
                     f"({type(builder).__name__}); this runtime takes Python models only"
                 )
             builder.csp_ports, builder._csp_port_map = {}, {}
+            _refuse_channels_of_its_own(process, builder.proc_params)
         domains = self._domains(executable)
         channels = [self._connect(builders, builder) for builder in executable.channel_builders]
         self._connect_outside(builders)
@@ -441,6 +444,15 @@ def _copied(parameters: Any, shared: Mapping[int, Any]) -> Any:
         except Exception:  # whatever an object's own __deepcopy__ or __reduce__ raises
             result._parameters[name] = value
     return result
+
+
+def _refuse_channels_of_its_own(process: AbstractProcess, parameters: Any) -> None:
+    for value in parameters._parameters.values() if parameters is not None else ():
+        if isinstance(value, AbstractCspPort):
+            raise LavaRuntimeError(
+                f"process {process.name} ({type(process).__name__}) brings a channel of its own, "
+                "with shared memory and a thread; use a Monitor, an Extractor or Var.get instead"
+            )
 
 
 def _model_error(task: Task, model: type, phase: str, error: Exception) -> LavaModelError:

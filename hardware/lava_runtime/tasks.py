@@ -232,13 +232,14 @@ class Scheduler:
 
     def wait(self, port: SendPort | RecvPort) -> None:
         """See `channels.Waits`. From outside the network: let it run until the port is ready."""
-        if self.current is None:
-            self.advance(port.probe)
+        if port.outside:
+            self.look(port)
             if not port.probe():
                 raise LavaRuntimeError(self._nothing_comes(port))
             return
         if self._closing:
             raise GreenletExit
+        assert self.current is not None
         self.current.waiting = port
         if isinstance(port, RecvPort):
             port.channel.reader = self.current
@@ -257,9 +258,9 @@ class Scheduler:
         owner.requests.append(port)
         self._requested.append(owner)
 
-    def look(self, port: RecvPort) -> None:
+    def look(self, port: SendPort | RecvPort) -> None:
         """See `channels.Waits`."""
-        if self.current is None and not port.probe():
+        if port.outside and not port.probe():
             self.advance(port.probe)
 
     def pass_turn(self) -> None:
@@ -302,27 +303,31 @@ class Scheduler:
             task.worker = greenlet(partial(self._work, task))
             self._requested.extend(task for _ in task.requests)
 
-    def advance(self, until: Callable[[], bool]) -> bool:
-        """Let tasks run until `until()` holds; False if no task can go on before.
+    def advance(self, until: Callable[[], bool] | None = None) -> None:
+        """Let tasks run until `until()` holds, or until none can go on.
 
         Raises:
             LavaModelError: an action raised.
             LavaRuntimeError: another thread has started the run.
         """
-        if self._thread != threading.get_ident() and not self.finished:
+        if self.current is not None or self._is_anothers():
             raise LavaRuntimeError(
-                "the run was started in another thread; wait for it there, or start it here"
+                "the network runs in another thread; send to it, receive from it and wait for it "
+                "in the thread that started the run"
             )
         outer, self._hub = self._hub, getcurrent()
+        ready = self._ready
         try:
-            while not until():
-                task = self._next()
+            while until is None or not until():
+                task = ready.popleft() if ready else self._next()
                 if task is None:
-                    return until()
+                    return
                 self._resume(task)
-            return True
         finally:
             self.current, self._hub = None, outer
+
+    def _is_anothers(self) -> bool:
+        return self._thread != threading.get_ident() and not self.finished
 
     def end(self) -> None:
         """End every worker, whatever it is doing."""
@@ -349,10 +354,10 @@ class Scheduler:
             self._hub.switch()
 
     def _resume(self, task: Task) -> None:
-        assert task.worker is not None
+        worker = task.worker
+        assert worker is not None
         self.current, task.waiting = task, None
-        task.worker.switch()
-        self.current = None
+        worker.switch()
         if task.failure is not None:
             raise self._fail(task)
         if not task.busy:

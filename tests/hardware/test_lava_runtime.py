@@ -30,7 +30,7 @@ except LavaUnavailableError as error:
 from lava.magma.core.process.process import AbstractProcess
 from lava.magma.core.run_conditions import RunContinuous, RunSteps
 from lava.magma.core.run_configs import Loihi2SimCfg
-from lava.proc.io.extractor import Extractor
+from lava.proc.io.extractor import Extractor, VarWire
 from lava.proc.io.injector import Injector
 from lava.proc.io.sink import RingBuffer as Sink
 from lava.proc.lif.process import LIF
@@ -305,6 +305,12 @@ class TestNotBlocking:
             with pytest.raises(LavaDeadlockError, match="in_port for a message from outside"):
                 runtime.wait()
 
+    def test_var_wire_is_refused_by_name(self):
+        counter, wire = Counter(), VarWire()
+        wire.connect_var(counter.v)
+        with pytest.raises(LavaRuntimeError, match=r"\(VarWire\) brings a channel of its own"):
+            InProcessRuntime(counter, Loihi2SimCfg())
+
     def test_another_thread_may_not_take_the_steps(self):
         errors = []
 
@@ -319,7 +325,7 @@ class TestNotBlocking:
             thread = threading.Thread(target=wait)
             thread.start()
             thread.join()
-            assert "started in another thread" in errors[0]
+            assert "runs in another thread" in errors[0]
 
 
 class TestVariables:
