@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hardware.events import AttentionOrder, NodeCounter, PerImage
+from hardware.engine import tally
+from hardware.events import NodeCounter, PerImage
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ def weigh(
     fan_out: npt.NDArray | int,
     repeat: int,
     traffic: Traffic,
+    gate: npt.NDArray[np.bool_] | None = None,
 ) -> None:
     """Count the messages in `values` [S, B, ...], each meeting `fan_out` synapses.
 
@@ -40,52 +42,44 @@ def weigh(
         fan_out: int, or int64 [H, W] where the values are maps [S, B, C, H, W].
         repeat: time steps that each of the S entries stands for.
         traffic: how values above 1 count.
+        gate: bool [G, B, N] of tokens [S, B, N, D]: what closed ones hold is not sent.
     """
-    sent = values if values.dtype == np.bool_ else values != 0
-    counter.add("messages", repeat * per_image(sent))
-    sops = repeat * _meeting(sent, fan_out)
-    macs, unrolled = np.zeros_like(sops), sops
-    if values.dtype != np.bool_:
-        sizes = np.abs(values.astype(np.int64))
-        unrolled = repeat * _meeting(-(-sizes // traffic.unit), fan_out)
-        if traffic.pixels:
-            macs = sops
-        elif traffic.multiplied:
-            macs = repeat * _meeting(sent & (sizes != traffic.unit), fan_out)
+    counts = repeat * _tally(values, fan_out, traffic.unit, gate)
+    sops = counts[:, tally.SYNAPSES]
+    macs = np.zeros_like(sops)
+    if values.dtype != np.bool_ and traffic.pixels:
+        macs = sops
+    elif traffic.multiplied:
+        macs = counts[:, tally.GRADED]
+    counter.add("messages", counts[:, tally.MESSAGES])
     counter.add("sops", sops)
     counter.add("acs", sops - macs)
     counter.add("macs", macs)
-    counter.add("unrolled_acs", unrolled)
+    counter.add("unrolled_acs", counts[:, tally.UNROLLED])
 
 
-def per_image(values: npt.NDArray) -> PerImage:
-    """Sum of [S, B, ...] over all axes but B, int64 [B]."""
-    if values.dtype == np.bool_:  # counting is an order of magnitude faster than summing
-        counts = [[np.count_nonzero(image) for image in step] for step in values]
-        return np.array(counts, np.int64).sum(axis=0)
-    return values.sum(axis=(0, *range(2, values.ndim)), dtype=np.int64)
+def _tally(
+    values: npt.NDArray,
+    fan_out: npt.NDArray | int,
+    unit: int = 1,
+    gate: npt.NDArray[np.bool_] | None = None,
+) -> npt.NDArray[np.int64]:
+    """Columns of `tally`, int64 [B, 4]."""
+    steps, images, *shape = values.shape
+    rows = shape[0] if len(shape) > 1 else 1
+    held = np.ascontiguousarray(values).reshape(steps, images, rows, -1)
+    closed = np.zeros((0, images, rows), np.bool_) if gate is None else gate
+    reach = np.array(fan_out, np.int64).reshape(-1)
+    counts = np.empty((images, 4), np.int64)
+    if values.dtype == np.bool_:
+        tally.tally_spikes(held, np.ascontiguousarray(closed), reach, counts)
+    else:
+        wide = np.int64 if values.dtype.itemsize > 4 else np.int32
+        held = held.astype(wide, copy=False)
+        tally.tally_graded(held, np.ascontiguousarray(closed), reach, unit, counts)
+    return counts
 
 
-def _meeting(values: npt.NDArray, fan_out: npt.NDArray | int) -> PerImage:
-    """Sum per image of values times fan-out; a fan-out [H, W] belongs to values [S, B, C, H, W]."""
-    if isinstance(fan_out, int):
-        return fan_out * per_image(values)
-    return (values.sum(axis=(0, 2), dtype=np.int64) * fan_out).sum(axis=(1, 2))
-
-
-def scores_first(q: npt.NDArray, k: npt.NDArray, v: npt.NDArray) -> AttentionOrder:
-    """Events of (q k^T) v; q, k, v float32 [S, B, heads, N, d] of 0 and 1."""
-    scores = q @ np.swapaxes(k, -1, -2)
-    readers = v.sum(axis=-1)[..., None, :]
-    return AttentionOrder(_counted(scores), _counted((scores > 0) * readers))
-
-
-def table_first(q: npt.NDArray, table: npt.NDArray) -> AttentionOrder:
-    """Events of q (k^T v); `table` is k^T v, float32 [S, B, heads, d, d]."""
-    readers = q.sum(axis=-2)[..., :, None]
-    return AttentionOrder(_counted(table), _counted((table > 0) * readers))
-
-
-def _counted(values: npt.NDArray) -> PerImage:
-    axes = tuple(axis for axis in range(values.ndim) if axis != 1)
-    return values.sum(axis=axes, dtype=np.float64).astype(np.int64)
+def nonzero(values: npt.NDArray) -> PerImage:
+    """Entries of [S, B, ...] that are not 0, per image, int64 [B]."""
+    return _tally(values, 1)[:, tally.MESSAGES]

@@ -28,16 +28,28 @@ from export.graph import (
     Readout,
     Reshape,
 )
-from hardware.engine import counting, kernels
+from hardware.engine import coincidence, counting, kernels
+from hardware.engine.coincidence import attend
 from hardware.engine.counting import Traffic
 from hardware.engine.neurons import Neurons
 from hardware.engine.plan import Plan
+from hardware.engine.pooling import pool_spikes
+from hardware.engine.rows import NarrowWeights, sum_rows
+from hardware.engine.scatter import Scatter
 from hardware.errors import EngineError
-from hardware.events import SCORES_FIRST, TABLE_FIRST, NodeCounter
+from hardware.events import SCORES_FIRST, TABLE_FIRST, AttentionOrder, NodeCounter
 
 Array = npt.NDArray[Any]
 Inputs = Mapping[str, Sequence[Array]]
 Outputs = dict[str, Array]
+
+DENSE_ABOVE = 0.3
+"""Share of non-zero inputs above which a layer goes through BLAS; the result is the same."""
+
+_ORDERS = (
+    (SCORES_FIRST, coincidence.SCORES, coincidence.SCORE_READS),
+    (TABLE_FIRST, coincidence.TABLE, coincidence.TABLE_READS),
+)
 
 
 class Executor:
@@ -79,6 +91,9 @@ class ConvExecutor(Executor):
             node.groups,
             kernels.exact_dtype(node.name, node.weight, largest),
         )
+        self.scatter = None
+        if _can_scatter(node):
+            self.scatter = Scatter(node.weight, node.padding, _largest_sum(plan, node))
         self.size = plan.shape_into(node.name, "in")[1:]
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
@@ -86,8 +101,13 @@ class ConvExecutor(Executor):
         if counter:
             fan_out = self.convolve.fan_out((self.size[0], self.size[1]))
             counting.weigh(counter, maps, fan_out, steps // len(maps), *self.traffic("in"))
-        out = self.convolve(maps.reshape(-1, *maps.shape[2:]))
+        out = self._product(maps.reshape(-1, *maps.shape[2:]))
         return {"out": out.reshape(*maps.shape[:2], *out.shape[1:])}
+
+    def _product(self, maps: Array) -> Array:
+        if self.scatter is None or not _sparse(maps):
+            return self.convolve(maps)
+        return self.scatter(_for_kernels(maps))
 
 
 class LinearExecutor(Executor):
@@ -96,76 +116,63 @@ class LinearExecutor(Executor):
         largest = plan.bound_into(node.name, "in").magnitude
         dtype = kernels.exact_dtype(node.name, node.weight, largest)
         self.matrix = np.ascontiguousarray(node.weight.T.astype(dtype))
+        self.narrow = None
+        if NarrowWeights.fits(node.weight):
+            self.narrow = NarrowWeights(node.weight.T, _largest_sum(plan, node))
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         (values,) = inputs["in"]
         gate = inputs["gate"][0] if inputs.get("gate") else None
-        if gate is not None and not gate.all():
-            return {"out": self._open_rows(values, gate, counter)}
+        if gate is not None and gate.all():
+            gate = None
         if counter:
-            repeat = steps // len(values)
-            counting.weigh(counter, values, self.matrix.shape[1], repeat, *self.traffic("in"))
-        return {"out": self._product(values)}
-
-    def _open_rows(self, values: Array, gate: Array, counter: NodeCounter | None) -> Array:
+            repeat = steps // len(values) if gate is None else 1
+            width = self.matrix.shape[1]
+            counting.weigh(counter, values, width, repeat, *self.traffic("in"), gate=gate)
+        if gate is None:
+            return {"out": self._product(values, None)}
         values = np.broadcast_to(values, (len(gate), *values.shape[1:]))
-        if counter:
-            sent = values * gate[..., None]
-            counting.weigh(counter, sent, self.matrix.shape[1], 1, *self.traffic("in"))
-        out = np.zeros((*values.shape[:-1], self.matrix.shape[1]), np.int32)
-        out[gate] = self._product(values[gate])
-        return out
+        return {"out": self._product(values, np.flatnonzero(gate))}
 
-    def _product(self, rows: Array) -> Array:
-        flat = rows.reshape(-1, rows.shape[-1]).astype(self.matrix.dtype)
-        return (flat @ self.matrix).astype(np.int32).reshape(*rows.shape[:-1], self.matrix.shape[1])
+    def _product(self, values: Array, rows: Array | None) -> Array:
+        """Of some rows, or of all; the others give zero."""
+        flat = values.reshape(-1, values.shape[-1])
+        if self.narrow is not None and _sparse(flat):
+            rows = np.arange(len(flat)) if rows is None else rows
+            out = sum_rows(_for_kernels(flat), rows, self.narrow)
+        elif rows is None:
+            out = self._dense(flat)
+        else:
+            out = np.zeros((len(flat), self.matrix.shape[1]), np.int32)
+            out[rows] = self._dense(flat[rows])
+        return out.reshape(*values.shape[:-1], self.matrix.shape[1])
+
+    def _dense(self, rows: Array) -> Array:
+        return (rows.astype(self.matrix.dtype) @ self.matrix).astype(np.int32)
 
 
 class LIFExecutor(Executor):
     def __init__(self, node: LIF, plan: Plan) -> None:
         super().__init__(node, plan)
         assert node.constants is not None  # checked by the plan
-        self.shape = plan.shapes[node.name, "out"]
-        bias = node.constants.bias
-        self.bias = bias[:, None, None] if len(self.shape) == 3 else bias
-        self.neurons = Neurons(
-            node.constants, self.bias, plan.bound_into(node.name, "in").magnitude
-        )
+        shape = plan.shapes[node.name, "out"]
+        self.size = int(np.prod(shape))
+        largest = plan.bound_into(node.name, "in").magnitude
+        self.neurons = Neurons(node.constants, shape, largest)
 
     def start(self, images: int) -> None:
-        self.neurons.start((images, *self.shape))
+        self.neurons.start(images)
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         (activation,) = inputs["in"]
-        gates = inputs["gate"][0] if inputs.get("gate") else None
-        spikes = np.empty((steps, *self.neurons.voltage.shape), np.bool_)
-        for t in range(steps):
-            now = activation[t % len(activation)]
-            gate = None if gates is None else gates[t % len(gates)]
-            if counter:
-                self._count_updates(now, gate, counter)
-            if gate is None or gate.all():
-                spikes[t] = self.neurons.step(now)
-            else:
-                spikes[t] = self.neurons.step_rows(now, gate)
+        gate = inputs["gate"][0] if inputs.get("gate") else None
+        fired = self.neurons.advance(activation, gate, steps, counter is not None)
         if counter:
-            counter.add("spikes", counting.per_image(spikes))
-        return {"out": spikes}
-
-    def _count_updates(self, activation: Array, gate: Array | None, counter: NodeCounter) -> None:
-        per_image = int(np.prod(self.shape))
-        gated: Array | int = 0
-        if gate is not None:
-            gated = (gate.shape[1] - gate.sum(axis=1)) * self.shape[-1]
-        idle: Array | int = 0
-        if not self.bias.all():
-            idle_neurons = self.neurons.idle(activation)
-            if gate is not None:
-                idle_neurons &= gate[..., None]
-            idle = counting.per_image(idle_neurons[None])
-        counter.add("updates_gated", gated)
-        counter.add("updates_idle", idle)
-        counter.add("updates_active", per_image - gated - idle)
+            counter.add("updates_gated", fired.gated)
+            counter.add("updates_idle", fired.idle)
+            counter.add("updates_active", steps * self.size - fired.gated - fired.idle)
+            counter.add("spikes", counting.nonzero(fired.spikes))
+        return {"out": fired.spikes}
 
 
 class OrPoolExecutor(Executor):
@@ -177,12 +184,13 @@ class OrPoolExecutor(Executor):
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         (maps,) = inputs["in"]
-        out = kernels.or_pool(maps.reshape(-1, *maps.shape[2:]), *self.window)
+        pool = pool_spikes if maps.dtype == np.bool_ else kernels.or_pool
+        out = pool(maps.reshape(-1, *maps.shape[2:]), *self.window)
         out = out.reshape(*maps.shape[:2], *out.shape[1:])
         if counter:
             repeat = steps // len(maps)
             counting.weigh(counter, maps, self.hits, repeat, *self.traffic("in", False))
-            counter.add("spikes", repeat * counting.per_image(out != 0))
+            counter.add("spikes", repeat * counting.nonzero(out))
             _count_relays(counter, out, repeat)
         return {"out": out}
 
@@ -206,9 +214,12 @@ class AddExecutor(Executor):
         self.shifts = node.shifts
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
-        total: Array = np.zeros((), np.int32)
+        shape = np.broadcast_shapes(*(value.shape for value in inputs["in"]))
+        total = np.zeros(shape, np.int32)
         for value, shift in zip(inputs["in"], self.shifts, strict=True):
-            total = total + (value.astype(np.int32) << shift)
+            part = value.astype(np.int32)
+            part <<= shift
+            total += part
         if counter:
             for value, traffic in zip(inputs["in"], self.traffic("in", False), strict=True):
                 counting.weigh(counter, value, 1, steps // len(value), traffic)
@@ -224,45 +235,20 @@ class AttentionExecutor(Executor):
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         queries, keys, values = (inputs[port][0] for port in ("q", "k", "v"))
         gate = inputs["gate"][0] if inputs.get("gate") else None
-        if gate is None or gate.all():
-            out = self._attend(queries, keys, values, counter)
-        else:
-            out = self._open_tokens(queries, keys, values, gate, counter)
+        out, events = attend(queries, keys, values, gate, self.heads, counter is not None)
         if counter:
+            counter.add("messages", events[:, coincidence.MESSAGES])
+            for name, additions, reads in _ORDERS:
+                counter.add_order(name, AttentionOrder(events[:, additions], events[:, reads]))
             self._count_neurons(out, gate, steps // len(out), counter)
         return {"out": out}
-
-    def _open_tokens(
-        self, q: Array, k: Array, v: Array, gate: Array, counter: NodeCounter | None
-    ) -> Array:
-        """Attention among the open tokens only; the others are neither read nor written."""
-        order, filled = kernels.compact(gate)
-        q, k, v = (
-            np.take_along_axis(x, order[..., None], axis=-2) & filled[..., None] for x in (q, k, v)
-        )
-        compacted = self._attend(q, k, v, counter)
-        out = np.zeros((*gate.shape, compacted.shape[-1]), np.int32)
-        t, b, place = np.nonzero(filled)
-        out[t, b, order[t, b, place]] = compacted[t, b, place]
-        return out
-
-    def _attend(self, q: Array, k: Array, v: Array, counter: NodeCounter | None) -> Array:
-        queries, keys, values = (kernels.heads_of(x, self.heads) for x in (q, k, v))
-        table = np.swapaxes(keys, -1, -2) @ values
-        out = queries @ table
-        if counter:
-            counter.add_order(SCORES_FIRST, counting.scores_first(queries, keys, values))
-            counter.add_order(TABLE_FIRST, counting.table_first(queries, table))
-            for spikes in (q, k, v):
-                counter.add("messages", counting.per_image(spikes))
-        return kernels.tokens_of(out)
 
     def _count_neurons(
         self, out: Array, gate: Array | None, repeat: int, counter: NodeCounter
     ) -> None:
         gated = 0
         if gate is not None:
-            gated = counting.per_image(~gate) * out.shape[-1] * repeat
+            gated = counting.nonzero(~gate) * out.shape[-1] * repeat
         _count_relays(counter, out, repeat)
         counter.add("updates_idle", -gated)
         counter.add("updates_gated", gated)
@@ -283,7 +269,7 @@ class HaltingScoreExecutor(Executor):
             )
         if counter:
             repeat = steps // len(channel)
-            counter.add("messages", repeat * counting.per_image(channel != 0))
+            counter.add("messages", repeat * counting.nonzero(channel))
         return {"out": self.table[channel]}
 
 
@@ -320,16 +306,16 @@ class GateExecutor(Executor):
         counter: NodeCounter,
     ) -> None:
         for score in scores:
-            sent = (steps // len(score)) * counting.per_image(score != 0)
+            sent = (steps // len(score)) * counting.nonzero(score)
             for name in ("messages", "sops", "acs", "unrolled_acs"):
                 counter.add(name, sent)
-        counter.add("updates_active", counting.per_image(out))
-        counter.add("updates_idle", counting.per_image(~out))
+        counter.add("updates_active", counting.nonzero(out))
+        counter.add("updates_idle", counting.nonzero(~out))
         first = self.before
         if first is None:
             first = np.ones_like(out[0]) if alive is None else alive[0].astype(np.bool_)
         earlier = np.concatenate([first[None], out[:-1]])
-        counter.add("gate_closings", counting.per_image(earlier & ~out))
+        counter.add("gate_closings", counting.nonzero(earlier & ~out))
 
 
 class MergeExecutor(Executor):
@@ -400,7 +386,7 @@ class MergeExecutor(Executor):
         involved = np.zeros(reduction.size.shape, np.bool_)
         involved[reduction.image, reduction.giver] = True
         involved[reduction.image, reduction.taker] = True
-        elements = counting.per_image((stream != 0) & involved[..., None])
+        elements = counting.nonzero((stream != 0) & involved[..., None])
         counter.add("messages", elements)
         _add_macs(counter, elements)
         _count_relays(counter, out, 1)
@@ -457,9 +443,28 @@ class OutputExecutor(Executor):
 
 def _count_relays(counter: NodeCounter, out: Array, repeat: int) -> None:
     """Neuron updates of a node that only passes on: active where its output is not 0."""
-    active = repeat * counting.per_image(out != 0)
+    active = repeat * counting.nonzero(out)
     counter.add("updates_active", active)
     counter.add("updates_idle", repeat * len(out) * int(np.prod(out.shape[2:])) - active)
+
+
+def _largest_sum(plan: Plan, node: Node) -> int:
+    return plan.bounds[node.name, "out"].magnitude
+
+
+def _can_scatter(node: Conv) -> bool:
+    plain = node.stride == node.dilation == (1, 1) and node.groups == 1
+    inside = all(p < k for p, k in zip(node.padding, node.weight.shape[2:], strict=True))
+    return plain and inside and NarrowWeights.fits(node.weight)
+
+
+def _sparse(values: Array) -> bool:
+    return np.count_nonzero(values) <= DENSE_ABOVE * values.size
+
+
+def _for_kernels(values: Array) -> Array:
+    dtype = np.bool_ if values.dtype == np.bool_ else np.int32
+    return np.ascontiguousarray(values, dtype=dtype)
 
 
 def _add_macs(counter: NodeCounter, macs: Array) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,27 +11,52 @@ from atsnn.fixed_point import (
     ACTIVATION_LIMIT,
     ACTIVATION_SHIFT,
     DECAY_UNITY,
-    STATE_LIMIT,
     NeuronConstants,
-    lif_step,
 )
+from hardware.engine.firing import GATED, IDLE, SATURATED, WRAPPED, fire_full, fire_short
 
 HALVING = DECAY_UNITY // 2
 NO_CURRENT_MEMORY = DECAY_UNITY - 1
+
+PerImage = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Fired:
+    """What some time steps brought.
+
+    Attributes:
+        spikes: bool [T, B, *shape].
+        idle: updates that changed nothing, int64 [B] (0 where they were not counted).
+        gated: updates that a closed gate prevented, int64 [B].
+    """
+
+    spikes: npt.NDArray[np.bool_]
+    idle: PerImage
+    gated: PerImage
 
 
 class Neurons:
     """State of one LIF layer for a batch of images.
 
     A layer without current memory whose voltage halves or stays, and whose activation cannot wrap,
-    takes a short cut in 32 bits that gives the same integers; all others go through `lif_step`.
+    takes a short cut in 32 bits that gives the same integers; all others take every step of
+    `lif_step`.
+
+    Args:
+        constants: of the layer.
+        shape: of one image: maps [C, H, W], tokens [N, D] or flat [D].
+        largest_activation: largest magnitude that can arrive.
     """
 
     def __init__(
-        self, constants: NeuronConstants, bias: npt.NDArray[np.int32], largest_activation: int
+        self, constants: NeuronConstants, shape: tuple[int, ...], largest_activation: int
     ) -> None:
-        self.constants = constants
-        self.bias = bias
+        self.constants, self.shape = constants, shape
+        self.rows = (shape[0], int(np.prod(shape[1:]))) if len(shape) > 1 else (1, shape[0])
+        bias = constants.bias[:, None] if len(shape) == 3 else constants.bias
+        self.bias = np.ascontiguousarray(np.broadcast_to(bias, self.rows))
+        self.can_idle = not constants.bias.all()
         self.short = (
             constants.du == NO_CURRENT_MEMORY
             and constants.dv in (0, HALVING)
@@ -37,69 +64,61 @@ class Neurons:
         )
         self.current_wraps = 0
         self.voltage_saturations = 0
-        self.voltage = np.zeros((0,), np.int32)
-        self.current = np.zeros((0,), np.int32)
+        self.start(0)
 
-    def start(self, shape: tuple[int, ...]) -> None:
-        """Zero state of shape [B, ...]."""
-        self.voltage = np.zeros(shape, np.int32)
-        self.current = np.zeros((0,) if self.short else shape, np.int32)
+    def start(self, images: int) -> None:
+        """Zero state for so many images."""
+        self.voltage = np.zeros((images, *self.rows), np.int32)
+        self.current = np.zeros((0 if self.short else images, *self.rows), np.int32)
 
-    def step(self, activation: npt.NDArray) -> npt.NDArray[np.bool_]:
-        """One time step of all neurons; spikes, bool [B, ...]."""
-        if self.short:
-            self.voltage, spikes = self._short(self.voltage, activation, self.bias)
-            return spikes
-        return self._full((), activation, self.bias)
+    def advance(
+        self,
+        activation: npt.NDArray,
+        gate: npt.NDArray[np.bool_] | None,
+        steps: int,
+        count_idle: bool = False,
+    ) -> Fired:
+        """Let time steps pass.
 
-    def step_rows(
-        self, activation: npt.NDArray, rows: npt.NDArray[np.bool_]
-    ) -> npt.NDArray[np.bool_]:
-        """One time step of the neurons of the open tokens `rows` [B, N] only; spikes [B, N, D]."""
-        spikes = np.zeros(self.voltage.shape, np.bool_)
-        bias = np.broadcast_to(self.bias, self.voltage.shape)[rows]
-        if self.short:
-            self.voltage[rows], spikes[rows] = self._short(
-                self.voltage[rows], activation[rows], bias
-            )
-        else:
-            spikes[rows] = self._full(rows, activation[rows], bias)
-        return spikes
-
-    def _short(
-        self, voltage: npt.NDArray[np.int32], activation: npt.NDArray, bias: npt.NDArray[np.int32]
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        if self.constants.dv == HALVING:
-            voltage -= voltage >> 31  # the halving rounds toward zero, a shift alone would not
-            voltage >>= 1
-        voltage += activation.astype(np.int32) << ACTIVATION_SHIFT
-        voltage += bias
-        self.voltage_saturations += _clip(voltage)
-        spikes = voltage > (self.constants.threshold << ACTIVATION_SHIFT)
-        voltage[spikes] = 0
-        return voltage, spikes
-
-    def _full(
-        self, where: npt.NDArray[np.bool_] | tuple[()], activation: npt.NDArray, bias: npt.NDArray
-    ) -> npt.NDArray[np.bool_]:
-        result = lif_step(
-            self.current[where], self.voltage[where], activation, self.constants, bias
+        Args:
+            activation: integers [steps or 1, B, *shape].
+            gate: bool [steps or 1, B, N], or None: all open.
+            count_idle: whether `Fired.idle` is wanted.
+        """
+        images = len(self.voltage)
+        arriving = np.ascontiguousarray(activation, dtype=np.int32)
+        arriving = arriving.reshape(len(activation), images, *self.rows)
+        gates = np.zeros((0, images, self.rows[0]), np.bool_) if gate is None else gate
+        spikes = np.empty((steps, images, *self.rows), np.bool_)
+        counts = np.zeros((images, self.rows[0], 4), np.int64)
+        self._fire(arriving, np.ascontiguousarray(gates), count_idle, spikes, counts)
+        self.current_wraps += int(counts[..., WRAPPED].sum())
+        self.voltage_saturations += int(counts[..., SATURATED].sum())
+        return Fired(
+            spikes.reshape(steps, images, *self.shape),
+            counts[..., IDLE].sum(axis=1),
+            counts[..., GATED].sum(axis=1),
         )
-        self.current[where], self.voltage[where] = result.current, result.voltage
-        self.current_wraps += result.current_wraps
-        self.voltage_saturations += result.voltage_saturations
-        return result.spikes
 
-    def idle(self, activation: npt.NDArray) -> npt.NDArray[np.bool_]:
-        """Neurons that the coming step leaves unchanged: no input, no state, no bias."""
-        quiet = (activation == 0) & (self.voltage == 0) & (self.bias == 0)
-        return quiet if self.short else quiet & (self.current == 0)
-
-
-def _clip(voltage: npt.NDArray[np.int32]) -> int:
-    """Saturate in place and count how many were out of range."""
-    if not voltage.size or (voltage.max() <= STATE_LIMIT and voltage.min() >= -STATE_LIMIT):
-        return 0
-    outside = int(np.count_nonzero(np.abs(voltage) > STATE_LIMIT))
-    np.clip(voltage, -STATE_LIMIT, STATE_LIMIT, out=voltage)
-    return outside
+    def _fire(
+        self,
+        arriving: npt.NDArray[np.int32],
+        gates: npt.NDArray[np.bool_],
+        count_idle: bool,
+        spikes: npt.NDArray[np.bool_],
+        counts: npt.NDArray[np.int64],
+    ) -> None:
+        c = self.constants
+        threshold = c.threshold << ACTIVATION_SHIFT
+        count_idle = count_idle and self.can_idle
+        if self.short:
+            halving = int(c.dv == HALVING)
+            fire_short(
+                arriving, gates, self.bias, self.voltage,
+                np.int32(halving), np.int32(threshold), count_idle, spikes, counts,
+            )  # fmt: skip
+        else:
+            fire_full(
+                arriving, gates, self.bias, self.current, self.voltage,
+                c.du, c.dv, threshold, count_idle, spikes, counts,
+            )  # fmt: skip
