@@ -33,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 PerImage = npt.NDArray[np.int64]
+Seen = dict[Any, Any]
 
 FIELDS = (
     "sops",
@@ -181,9 +182,13 @@ class EventCounts:
 
 @dataclass
 class NodeCounter:
-    """Collects the events of one node over one batch of images; the engine writes, nobody else."""
+    """Collects the events of one node over one batch of images; the engine writes, nobody else.
+
+    `seen`: counts that the nodes of a batch share, because they read the same values.
+    """
 
     images: int
+    seen: Seen = field(default_factory=dict)
     counts: dict[str, PerImage] = field(default_factory=dict)
     orders: dict[str, AttentionOrder] = field(default_factory=dict)
 

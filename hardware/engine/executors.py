@@ -171,7 +171,7 @@ class LIFExecutor(Executor):
             counter.add("updates_gated", fired.gated)
             counter.add("updates_idle", fired.idle)
             counter.add("updates_active", steps * self.size - fired.gated - fired.idle)
-            counter.add("spikes", counting.nonzero(fired.spikes))
+            counter.add("spikes", counting.nonzero(fired.spikes, counter.seen))
         return {"out": fired.spikes}
 
 
@@ -443,7 +443,7 @@ class OutputExecutor(Executor):
 
 def _count_relays(counter: NodeCounter, out: Array, repeat: int) -> None:
     """Neuron updates of a node that only passes on: active where its output is not 0."""
-    active = repeat * counting.nonzero(out)
+    active = repeat * counting.nonzero(out, counter.seen)
     counter.add("updates_active", active)
     counter.add("updates_idle", repeat * len(out) * int(np.prod(out.shape[2:])) - active)
 

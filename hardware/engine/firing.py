@@ -55,17 +55,19 @@ def _idle(activation, state, bias):
 
 @numba.njit(cache=True)
 def _step_short(activation, voltage, bias, halving, threshold, fired):
-    limit = np.int32(STATE_LIMIT)
-    saturated = np.int32(0)
+    """All in 32 bits, so that the loop becomes vector instructions."""
+    saturated = zero = np.int32(0)
+    high, low = np.int32(STATE_LIMIT), np.int32(-STATE_LIMIT)
     for e in range(len(voltage)):
         v = voltage[e]
-        v = np.int32((v - ((v >> 31) & -halving)) >> halving)  # halves toward zero
-        v = np.int32(v + (activation[e] << ACTIVATION_SHIFT) + bias[e])
-        clipped = min(max(v, -limit), limit)
+        v = np.int32(v + (np.int32(v < zero) & halving)) >> halving  # halves toward zero
+        v = np.int32(np.int32(v) + np.int32(activation[e] << ACTIVATION_SHIFT) + bias[e])
+        clipped = v if v < high else high
+        clipped = clipped if clipped > low else low
         saturated += np.int32(clipped != v)
         spike = clipped > threshold
         fired[e] = spike
-        voltage[e] = np.int32(0) if spike else clipped
+        voltage[e] = zero if spike else clipped
     return saturated
 
 

@@ -6,6 +6,7 @@ Without feedback a graph runs layer by layer, each layer over all time steps at 
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import Literal
@@ -25,11 +26,14 @@ from hardware.engine.executors import (
 from hardware.engine.plan import Plan, Port, dense_macs, image_axis, make_plan
 from hardware.engine.result import EngineResult, LayerRange
 from hardware.errors import EngineError
-from hardware.events import NodeCounter, NodeLabel, collect
+from hardware.events import NodeCounter, NodeLabel, Seen, collect
 
 Record = Literal["none", "spikes", "all"] | Collection[str]
 Array = npt.NDArray
 LOGITS = "logits"
+
+_ONE_AT_A_TIME = threading.Lock()
+"""The threading layer of the kernels is not to be entered by two threads at a time."""
 
 _BATCH_BYTES = 64 * 2**20
 _LARGEST_BATCH = 256
@@ -64,13 +68,14 @@ def run(
     moving = bool(image_axis(graph, images))
     plan = make_plan(graph, moving)
     _check_images(plan, images, moving)
-    engine = _Engine(plan, record, count_events)
     total = images.shape[1] if moving else len(images)
+    engine = _Engine(plan, record, count_events, total)
     size = batch or _batch_size(plan)
     for start in range(0, total, size):
         part = slice(start, start + size)
         pixels = images[:, part] if moving else images[None, part]
-        engine.run_batch(pixels if moving else pixels_to_integers(pixels, plan.input_node.bits))
+        with _ONE_AT_A_TIME:
+            engine.run_batch(pixels if moving else pixels_to_integers(pixels, plan.input_node.bits))
         if progress:
             progress(min(start + size, total), total)
     return engine.result()
@@ -118,7 +123,7 @@ def _batch_size(plan: Plan) -> int:
 class _Engine:
     """One run: the executors, and what was recorded of each batch."""
 
-    def __init__(self, plan: Plan, record: Record, count_events: bool) -> None:
+    def __init__(self, plan: Plan, record: Record, count_events: bool, images: int) -> None:
         self.plan = plan
         self.count_events = count_events
         self.nodes = [node for node in plan.graph.nodes if not isinstance(node, Input)]
@@ -130,7 +135,8 @@ class _Engine:
         self.recorded = _recorded_ports(plan, record)
         self.kept = {**self.recorded, **{(name, "out"): name for name in self.gates}}
         self.uses = Counter((edge.source, edge.source_port) for edge in plan.graph.edges)
-        self.traces: dict[str, list[Array]] = {name: [] for name in self.kept.values()}
+        self.traces: dict[str, Array] = {}
+        self.images, self.done = images, 0
         self.logits: list[npt.NDArray[np.float64]] = []
         self.counters: list[dict[str, NodeCounter]] = []
 
@@ -138,19 +144,28 @@ class _Engine:
         """Run one batch, pixels [1 or T, B, *input shape], and keep what was asked for."""
         for executor in self.executors.values():
             executor.start(pixels.shape[1])
-        counters = {name: NodeCounter(pixels.shape[1]) for name in self.executors}
-        parts: dict[str, list[Array]] = {name: [] for name in self.traces}
+        seen: Seen = {}
+        counters = {name: NodeCounter(pixels.shape[1], seen) for name in self.executors}
+        parts: dict[str, list[Array]] = {name: [] for name in self.kept.values()}
         passes = self._step_by_step if self.plan.graph.feedback else self._layer_by_layer
         for values in passes(pixels, counters if self.count_events else {}):
             for port in self.kept.keys() & values.keys():
                 parts[self.kept[port]].append(values[port])
         for name, pieces in parts.items():
-            self.traces[name].append(self._joined(name, pieces))
+            self._keep(name, self._joined(name, pieces))
         self.logits.append(self._finish(counters if self.count_events else {}))
         self.counters.append(counters)
+        self.done += pixels.shape[1]
+
+    def _keep(self, name: str, values: Array) -> None:
+        """Copy a batch to its place among all images."""
+        if name not in self.traces:
+            shape = (len(values), self.images, *values.shape[2:])
+            self.traces[name] = np.empty(shape, values.dtype)
+        self.traces[name][:, self.done : self.done + values.shape[1]] = values
 
     def _joined(self, name: str, pieces: list[Array]) -> Array:
-        whole = np.concatenate(pieces)
+        whole = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
         if len(whole) == 1:
             whole = np.broadcast_to(whole, (self.plan.graph.steps, *whole.shape[1:]))
         return whole.astype(np.uint8) if name in self.gates else whole
@@ -230,9 +245,8 @@ class _Engine:
     def result(self) -> EngineResult:
         """Join the batches."""
         graph = self.plan.graph
-        joined = {name: np.concatenate(parts, axis=1) for name, parts in self.traces.items()}
         logits = np.concatenate(self.logits)
-        trace = {name: joined[name] for name in self.recorded.values()}
+        trace = {name: self.traces[name] for name in self.recorded.values()}
         labels = [
             NodeLabel(
                 node.name,
@@ -246,7 +260,7 @@ class _Engine:
         return EngineResult(
             logits=logits,
             trace={**trace, LOGITS: logits},
-            gates={name: joined[name] for name in self.gates},
+            gates={name: self.traces[name] for name in self.gates},
             events=collect(labels, self.counters, graph.steps) if self.count_events else None,
             ranges=tuple(self._range(node) for node in graph.of_kind(LIF)),
             steps=graph.steps,

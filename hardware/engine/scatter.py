@@ -9,7 +9,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from hardware.engine.rows import Array, NarrowWeights
+from hardware.engine.rows import Array, NarrowWeights, active
 
 
 class Scatter:
@@ -49,36 +49,47 @@ def _scatter(maps, weight, like, factor, graded, corner, kernel_width, out):
     outputs = out.shape[1]
     tall = height + weight.shape[1] - 1
     pitch = (width + kernel_width - 1) * outputs
+    places = _places(height, width, outputs, pitch)
     for m in numba.prange(count):
-        total = np.zeros((tall, pitch), like.dtype)
+        total = np.zeros(tall * pitch, like.dtype)
+        index = np.empty(height * width + 1, np.int32)
         for c in range(channels):
-            for y in range(height):
-                for x in range(width):
-                    value = maps[m, c, y, x]
-                    if value:
-                        if graded:
-                            _add_times(total, weight[c], y, x * outputs, value)
-                        else:
-                            _add(total, weight[c], y, x * outputs)
-        _crop(total, factor, corner, out[m])
+            plane = maps[m, c].reshape(-1)
+            found = active(plane, index)
+            for i in index[:found]:
+                if graded:
+                    _add_times(total, weight[c], places[i], pitch, plane[i])
+                else:
+                    _add(total, weight[c], places[i], pitch)
+        _crop(total.reshape(tall, pitch), factor, corner, out[m])
 
 
 @numba.njit(cache=True)
-def _add(total, taps, y, start):
+def _places(height, width, outputs, pitch):
+    """Where the sums begin that a pixel adds to."""
+    places = np.empty(height * width, np.int64)
+    for y in range(height):
+        for x in range(width):
+            places[y * width + x] = y * pitch + x * outputs
+    return places
+
+
+@numba.njit(cache=True)
+def _add(total, taps, start, pitch):
     run = taps.shape[1]
     for ky in range(taps.shape[0]):
-        line = total[y + ky, start : start + run]
+        line = total[start + ky * pitch : start + ky * pitch + run]
         tap = taps[ky]
         for o in range(run):
             line[o] += tap[o]
 
 
 @numba.njit(cache=True)
-def _add_times(total, taps, y, start, value):
+def _add_times(total, taps, start, pitch, value):
     run = taps.shape[1]
     times = total.dtype.type(value)
     for ky in range(taps.shape[0]):
-        line = total[y + ky, start : start + run]
+        line = total[start + ky * pitch : start + ky * pitch + run]
         tap = taps[ky]
         for o in range(run):
             line[o] += tap[o] * times

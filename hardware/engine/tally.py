@@ -10,41 +10,64 @@ MESSAGES, SYNAPSES, UNROLLED, GRADED = range(4)
 
 
 @numba.njit(parallel=True, cache=True)
-def tally_spikes(values, gate, fan_out, counts):
-    """Count spikes.
+def tally_spikes(words, gate, found):
+    """Count spikes, eight at a time.
 
     Args:
-        values: bool [S, B, R, E].
+        words: bool [S, B, R, E] seen as uint64 [S, B, R, E / 8].
         gate: bool [G, B, R]: rows to leave out; of length 0: none. S or G may be 1.
-        fan_out: int64 [E], or of length 1: the same for all.
-        counts: int64 [B, 4], filled; a spike is never graded.
+        found: int64 [B], filled.
     """
-    _, images, rows, width = values.shape
-    steps = max(len(values), len(gate))
+    _, images, rows, _ = words.shape
     for b in numba.prange(images):
-        messages, synapses = np.int64(0), np.int64(0)
+        total = np.int64(0)
+        for t in range(max(len(words), len(gate))):
+            for r in range(rows):
+                if len(gate) == 0 or gate[t % len(gate), b, r]:
+                    total += _ones(words[t % len(words), b, r])
+        found[b] = total
+
+
+@numba.njit(cache=True)
+def _ones(words):
+    """Sum of the bytes, each 0 or 1; 255 words add up in their eight bytes without a carry."""
+    found = np.uint64(0)
+    even = np.uint64(0x00FF00FF00FF00FF)
+    for first in range(0, len(words), 255):
+        total = np.uint64(0)
+        part = words[first : first + 255]
+        for w in range(len(part)):
+            total += part[w]
+        pairs = (total & even) + ((total >> np.uint64(8)) & even)
+        found += (pairs * np.uint64(0x0001000100010001)) >> np.uint64(48)
+    return np.int64(found)
+
+
+@numba.njit(parallel=True, cache=True)
+def tally_places(values, found):
+    """How often each place of bool [S, B, R, E], seen as uint8, holds a spike: int32 [B, E]."""
+    steps, images, rows, width = values.shape
+    for b in numba.prange(images):
+        place = found[b]
+        place[:] = 0
         for t in range(steps):
             for r in range(rows):
-                if len(gate) and not gate[t % len(gate), b, r]:
-                    continue
-                row = values[t % len(values), b, r]
-                found = np.int32(0)
+                row = values[t, b, r]
                 for e in range(width):
-                    found += np.int32(row[e])
-                messages += found
-                if len(fan_out) == 1:
-                    synapses += found * fan_out[0]
-                elif found:
-                    for e in range(width):
-                        synapses += fan_out[e] if row[e] else 0
-        counts[b, MESSAGES] = messages
-        counts[b, SYNAPSES] = counts[b, UNROLLED] = synapses
-        counts[b, GRADED] = 0
+                    place[e] += np.int32(row[e])
 
 
 @numba.njit(parallel=True, cache=True)
 def tally_graded(values, gate, fan_out, unit, counts):
-    """Count integers, int32 or int64, of which `unit` stands for one spike; else as above."""
+    """Count integers, int32 or int64, of which `unit` (a power of 2) stands for one spike.
+
+    Args:
+        values: [S, B, R, E].
+        gate: as above.
+        fan_out: int64 [E], or of length 1: the same for all.
+        unit: value of one spike.
+        counts: int64 [B, 4], filled.
+    """
     _, images, rows, width = values.shape
     steps = max(len(values), len(gate))
     shared = len(fan_out) == 1
@@ -64,15 +87,16 @@ def tally_graded(values, gate, fan_out, unit, counts):
 
 @numba.njit(cache=True)
 def _count_row(row, fan_out, unit, found):
-    messages, unrolled, graded = np.int64(0), np.int64(0), np.int64(0)
+    messages = graded = np.int32(0)
+    unrolled = np.int64(0)
     shift = 0
     while (1 << shift) < unit:
         shift += 1
     for e in range(len(row)):
         size = abs(row[e])
-        messages += size != 0
+        messages += np.int32(size != 0)
         unrolled += ((size - 1) >> shift) + 1  # rounded up; 0 for 0
-        graded += (size != 0) & (size != unit)
+        graded += np.int32((size != 0) & (size != unit))
     found[MESSAGES] += messages
     found[SYNAPSES] += messages * fan_out
     found[UNROLLED] += unrolled * fan_out

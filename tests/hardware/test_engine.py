@@ -276,16 +276,17 @@ class TestNeurons:
         rng = np.random.default_rng(seed)
         mantissa = rng.integers(-4095, 4096, 6, dtype=np.int32)
         constants = NeuronConstants(4095, dv, threshold, mantissa, 7)
-        neurons = Neurons(constants, constants.bias, largest)
+        neurons = Neurons(constants, (6,), largest)
         assert neurons.short
-        neurons.start((4, 6))
+        neurons.start(4)
         voltage = current = np.zeros((4, 6), np.int32)
         saturations = 0
         for _ in range(8):
             activation = rng.integers(-largest, largest + 1, (4, 6))
             expected = lif_step(current, voltage, activation, constants, constants.bias)
-            assert np.array_equal(neurons.step(activation), expected.spikes)
-            assert np.array_equal(neurons.voltage, expected.voltage)
+            fired = neurons.advance(activation[None], None, 1)
+            assert np.array_equal(fired.spikes[0], expected.spikes)
+            assert np.array_equal(neurons.voltage[:, 0], expected.voltage)
             current, voltage = expected.current, expected.voltage
             saturations += expected.voltage_saturations
         assert neurons.voltage_saturations == saturations
@@ -293,9 +294,9 @@ class TestNeurons:
 
     def test_layers_that_can_wrap_or_remember_take_the_long_way(self) -> None:
         zero = np.zeros(1, np.int32)
-        assert not Neurons(NeuronConstants(4095, 2048, 1, zero, 0), zero, 131_072).short
-        assert not Neurons(NeuronConstants(4094, 2048, 1, zero, 0), zero, 1).short
-        assert not Neurons(NeuronConstants(4095, 2047, 1, zero, 0), zero, 1).short
+        assert not Neurons(NeuronConstants(4095, 2048, 1, zero, 0), (1,), 131_072).short
+        assert not Neurons(NeuronConstants(4094, 2048, 1, zero, 0), (1,), 1).short
+        assert not Neurons(NeuronConstants(4095, 2047, 1, zero, 0), (1,), 1).short
 
 
 def wide_network(inputs: int, dv: int, threshold: int, steps: int = 6) -> Graph:
