@@ -34,8 +34,8 @@ def attend(
     gates = np.ascontiguousarray(np.broadcast_to(gates, (steps, images, tokens)))
     out = np.zeros(q.shape, np.int32)
     counts = np.zeros((steps, images, 5), np.int64)
-    spikes = [np.ascontiguousarray(x) for x in (q, k, v)]
-    _attend(*spikes, gates, heads, count, out, counts)
+    q, k, v = (np.ascontiguousarray(x) for x in (q, k, v))
+    _attend(q, k, v, gates, heads, count, out, counts)
     return out, counts.sum(axis=0)
 
 

@@ -34,6 +34,7 @@ def weigh(
     fan_out: npt.NDArray | int,
     repeat: int,
     traffic: Traffic,
+    *,
     gate: npt.NDArray[np.bool_] | None = None,
 ) -> None:
     """Count the messages in `values` [S, B, ...], each meeting `fan_out` synapses.
@@ -77,7 +78,11 @@ def _tally(
         return _tally_maps(values, fan_out, unit)
     key = id(values), id(gate), unit
     before = seen.get(key) if seen else None
-    if before is None or before[0]() is not values or (gate is not None and before[1]() is not gate):
+    if (
+        before is None
+        or before[0]() is not values
+        or (gate is not None and before[1]() is not gate)
+    ):
         before = _reference(values), _reference(gate), _tally_rows(values, unit, gate)
         if seen is not None:
             seen[key] = before

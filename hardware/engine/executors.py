@@ -459,7 +459,7 @@ def _can_scatter(node: Conv) -> bool:
 
 
 def _sparse(values: Array) -> bool:
-    return np.count_nonzero(values) <= DENSE_ABOVE * values.size
+    return bool(np.count_nonzero(values) <= DENSE_ABOVE * values.size)
 
 
 def _for_kernels(values: Array) -> Array:

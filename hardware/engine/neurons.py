@@ -53,7 +53,8 @@ class Neurons:
         self, constants: NeuronConstants, shape: tuple[int, ...], largest_activation: int
     ) -> None:
         self.constants, self.shape = constants, shape
-        self.rows = (shape[0], int(np.prod(shape[1:]))) if len(shape) > 1 else (1, shape[0])
+        first, *rest = shape
+        self.rows = (first, int(np.prod(rest))) if rest else (1, first)
         bias = constants.bias[:, None] if len(shape) == 3 else constants.bias
         self.bias = np.ascontiguousarray(np.broadcast_to(bias, self.rows))
         self.can_idle = not constants.bias.all()

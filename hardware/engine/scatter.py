@@ -19,9 +19,7 @@ class Scatter:
         self.outputs, self.channels, *kernel = weight.shape
         self.kernel, self.padding = (kernel[0], kernel[1]), padding
         flipped = weight[:, :, ::-1, ::-1].transpose(1, 2, 3, 0)
-        self.weights = NarrowWeights(
-            flipped.reshape(self.channels * kernel[0], -1), largest_sum
-        )
+        self.weights = NarrowWeights(flipped.reshape(self.channels * kernel[0], -1), largest_sum)
 
     def __call__(self, maps: Array) -> Array:
         """int32 [M, O, H', W'] of bool or int32 maps, contiguous."""

@@ -68,7 +68,7 @@ def tally_graded(values, gate, fan_out, unit, counts):
         unit: value of one spike.
         counts: int64 [B, 4], filled.
     """
-    _, images, rows, width = values.shape
+    _, images, rows, _ = values.shape
     steps = max(len(values), len(gate))
     shared = len(fan_out) == 1
     for b in numba.prange(images):
