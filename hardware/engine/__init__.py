@@ -1,4 +1,4 @@
-"""Bit-exact numpy executor of quantised graphs: `run(graph, images)`. Needs no torch."""
+"""Bit-exact event-driven executor of quantised graphs: `run(graph, images)`. Needs no torch."""
 
 from hardware.engine.plan import image_axis, select
 from hardware.engine.result import EngineResult, LayerRange

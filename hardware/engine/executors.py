@@ -43,7 +43,7 @@ Array = npt.NDArray[Any]
 Inputs = Mapping[str, Sequence[Array]]
 Outputs = dict[str, Array]
 
-DENSE_ABOVE = 0.3
+DENSE_ABOVE = 0.6
 """Share of non-zero inputs above which a layer goes through BLAS; the result is the same."""
 
 _ORDERS = (

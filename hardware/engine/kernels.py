@@ -1,4 +1,4 @@
-"""Integer kernels on numpy arrays: exact products through BLAS, windows, attention, reductions."""
+"""Integer kernels on numpy arrays: exact products through BLAS, windows, merging."""
 
 from __future__ import annotations
 
@@ -140,30 +140,6 @@ def or_pool(
         for j in range(kernel[1]):
             np.maximum(out, windows[..., i, j], out=out)
     return out
-
-
-def heads_of(tokens: Array, heads: int) -> npt.NDArray[np.float32]:
-    """[..., N, D] -> float32 [..., heads, N, D / heads]."""
-    *lead, n, d = tokens.shape
-    split = tokens.reshape(*lead, n, heads, d // heads)
-    return np.ascontiguousarray(np.moveaxis(split, -2, -3), dtype=np.float32)
-
-
-def tokens_of(heads: Array) -> npt.NDArray[np.int32]:
-    """[..., heads, N, d] -> int32 [..., N, heads * d]."""
-    *lead, h, n, d = heads.shape
-    return np.moveaxis(heads, -3, -2).reshape(*lead, n, h * d).astype(np.int32)
-
-
-def compact(gate: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Indices that bring the open tokens of [..., N] to the front, and which places they fill.
-
-    Returns int64 [..., n] and bool [..., n], n = the largest number of open tokens in any row.
-    """
-    counts = gate.sum(axis=-1)
-    longest = int(counts.max(initial=0))
-    order = np.argsort(~gate, axis=-1, kind="stable")[..., :longest]
-    return order, np.arange(longest) < counts[..., None]
 
 
 def matches(

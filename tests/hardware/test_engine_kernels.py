@@ -175,7 +175,7 @@ class TestCoincidences:
         self, seed: int, heads: int, share: float
     ) -> None:
         rng = np.random.default_rng(seed)
-        spikes = rng.random((3, 2, 2, 7, 6 * heads)) < share
+        spikes = np.asarray(rng.random((3, 2, 2, 7, 6 * heads)) < share)
         gate = rng.random((2, 2, 7)) < 0.7
         out, counts = attend(spikes[0], spikes[1], spikes[2], gate, heads, True)
         split = (spikes & gate[..., None]).reshape(3, 2, 2, 7, heads, 6).astype(np.int64)
@@ -215,7 +215,7 @@ class TestTally:
         assert np.array_equal(counter.counts["messages"], 2 * sent)
         assert np.array_equal(counter.counts["sops"], 14 * sent)
         assert np.array_equal(counter.counts["macs"], 14 * macs)
-        unrolled = (-(-sizes // plain)).sum(axis=over)
+        unrolled = ((sizes + plain - 1) // plain).sum(axis=over)
         assert np.array_equal(counter.counts["unrolled_acs"], 14 * unrolled)
 
     @settings(max_examples=40)
