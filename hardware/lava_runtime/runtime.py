@@ -370,6 +370,8 @@ class InProcessRuntime:
         self._state = state
         self._scheduler.end()
         for task in self._tasks.values():
+            if task.model is not None:
+                housekeeping.untie(task.model)
             task.model = None
         self._tasks, self._variables, self._var_models = {}, {}, {}
         self._scheduler.tasks, self._scheduler.domains = [], []
