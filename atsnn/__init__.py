@@ -16,7 +16,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
 
 # norse uses torch.jit.script when it is imported; with current torch every command would say so.
-warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated", category=FutureWarning)
+warnings.filterwarnings(
+    "ignore", message=".torch.jit.script. is deprecated", category=FutureWarning
+)
 
 if TYPE_CHECKING:
     from atsnn.augment import to_input
