@@ -75,6 +75,7 @@ def untie(model: Any) -> None:
     model.service_to_process = model.process_to_service = None
     for port in model.py_ports:
         port._process_model = None
+        vars(port).pop("recv", None)
 
 
 def _remove_console_handler(config: Any) -> None:

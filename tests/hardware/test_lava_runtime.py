@@ -426,10 +426,10 @@ class TestFailures:
             failing("construction")
 
     def test_wrong_sum_at_an_in_port(self):
-        counter, relay = Counter(shape=(2,), name="counter"), Relay(name="relay")
-        relay.s_in.shape = (2,)
-        counter.s_out.connect(relay.s_in)
-        runtime = network(counter)
+        counters, relay = [Counter(), Counter()], Relay(name="relay")
+        for counter in counters:
+            counter.s_out.connect(relay.s_in)
+        runtime = network(counters[0])
         runtime.model(relay).s_in._shape = (5,)
         with pytest.raises(LavaModelError, match="at port s_in: ValueError: operands could not"):
             runtime.run(RunSteps(1))
