@@ -6,6 +6,7 @@ Names are imported when they are first used, so that what needs no torch does no
 from __future__ import annotations
 
 import os
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,11 @@ from typing import TYPE_CHECKING, Any
 # cores up to thirty times the work itself. Read when torch and numba are loaded, hence here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
+
+# norse uses torch.jit.script when it is imported; with current torch every command would say so.
+warnings.filterwarnings(
+    "ignore", message=".torch.jit.script. is deprecated", category=FutureWarning
+)
 
 if TYPE_CHECKING:
     from atsnn.augment import to_input

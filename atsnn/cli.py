@@ -45,7 +45,7 @@ def main() -> None:
     try:
         app()
     except AtsnnError as error:
-        print(f"atsnn: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 

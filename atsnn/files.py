@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -10,9 +11,15 @@ from pathlib import Path
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path`; after a crash or a full disk the old file is still there, whole.
 
+    A symbolic link stays one: the file that it points to is replaced.
+
     Raises:
-        OSError: from the file system; nothing is left beside the old file.
+        OSError: from the file system, or `path` is a folder or a device; nothing is left beside
+            the old file.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atsnn import fixed_point
+from atsnn.config import ModelConfig
 from atsnn.errors import QuantizationError
 from atsnn.fixed_point import NeuronConstants, NeuronModel, QuantizedSynapse
 from atsnn.fused import FusedNeuron, fits, fixed_forward, run_fused
@@ -282,9 +283,13 @@ def quantize_model(model: Spikformer) -> Spikformer:
     """Fold normalisation and put every layer into fixed point; `model` is left as it is.
 
     Parameters of the result are the folded float weights, to be trained further or used so.
+
+    Raises:
+        QuantizationError: a layer that the fixed-point format cannot hold.
     """
     if model.quantized:
         return model
+    _check_attention(model.config)
     bits = model.config.quantization
     result = copy.deepcopy(model)
     result.quantized = True
@@ -303,6 +308,17 @@ def quantize_model(model: Spikformer) -> Spikformer:
     cells = model.config.steps * model.config.tokens * unit
     result.readout = FixedPointReadout(model.readout.head, cells)  # pyright: ignore[reportAttributeAccessIssue] likewise
     return result
+
+
+def _check_attention(config: ModelConfig) -> None:
+    """Coincidence counts must not wrap a current: at most tokens * channels of a head."""
+    largest = config.tokens * (config.dim // config.heads)
+    if largest > fixed_point.ACTIVATION_LIMIT:
+        raise QuantizationError(
+            f"attention: {config.tokens} tokens times {config.dim // config.heads} channels of a "
+            f"head can count to {largest:,}, a current holds {fixed_point.ACTIVATION_LIMIT:,}; "
+            "use more heads or smaller images"
+        )
 
 
 def stream_max(index: int) -> int:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.utils import deterministic
 
 from atsnn.augment import Augmentation, epoch_order, to_input
 from atsnn.checkpoint import (
@@ -49,6 +50,8 @@ from atsnn.spikformer import Spikformer
 
 CONFIG_FILE, LOG_FILE, STATE_FILE = "config.yaml", "log.csv", "state.safetensors"
 _STATE = "atsnn-training"
+# Read and set by name: torch makes it a property of the module, which type checkers do not see.
+_FILL = "fill_uninitialized_memory"
 _MUST_AGREE = ("in_channels", "classes", "blocks", "dim", "heads", "mlp_ratio")
 
 
@@ -134,17 +137,17 @@ def _write(path: Path, data: bytes) -> None:
 def _reproducible(config: TrainConfig) -> Iterator[None]:
     """Deterministic algorithms, the configured threads and seeds; settings are restored after."""
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    fill = getattr(deterministic, _FILL)
     if config.threads:
         torch.set_num_threads(config.threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    setattr(deterministic, _FILL, False)
     torch.manual_seed(config.seed)
     try:
         yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        setattr(deterministic, _FILL, fill)
         torch.use_deterministic_algorithms(strict)
         torch.set_num_threads(threads)
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from hardware.verify import Stage, VerificationResult
 
 LAVA_STAGES = ("lava-layers", "lava-blocks")
-STAGES = ("engine", *LAVA_STAGES, "torch", "onnx", "netx")
+IN_PROCESS_STAGES = tuple(f"{name}-inprocess" for name in LAVA_STAGES)
+STAGES = ("engine", *LAVA_STAGES, *IN_PROCESS_STAGES, "torch", "onnx", "netx")
 BACKENDS = ("engine", "torch", *LAVA_STAGES, "onnx")
 PLAIN_WIDTH = 160
 

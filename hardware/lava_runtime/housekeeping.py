@@ -69,6 +69,15 @@ def mend(model: Any) -> None:
         model._p_to_pm_dst_port = model.in_port  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def untie(model: Any) -> None:
+    """Cut what makes a process model refer to itself, so that its arrays go with the last use."""
+    model._cmd_handlers, model._channel_actions = {}, []
+    model.service_to_process = model.process_to_service = None
+    for port in model.py_ports:
+        port._process_model = None
+        vars(port).pop("recv", None)
+
+
 def _remove_console_handler(config: Any) -> None:
     root = logging.getLogger()
     for handler in reversed(root.handlers):

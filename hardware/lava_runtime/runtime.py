@@ -26,7 +26,7 @@ from scipy.sparse import csr_matrix
 
 from hardware.errors import LavaDeadlockError, LavaModelError, LavaRuntimeError
 from hardware.lava_runtime import housekeeping, values
-from hardware.lava_runtime.channels import OUTSIDE, Channel, End, RecvPort, SendPort
+from hardware.lava_runtime.channels import OUTSIDE, Channel, End, RecvPort, SendPort, shorten
 from hardware.lava_runtime.tasks import (
     AsyncDomain,
     Domain,
@@ -253,6 +253,8 @@ class InProcessRuntime:
             task.domain.tasks.append(task)
             task.model = self._model(task, builder, known if copy_parameters else None)
             housekeeping.mend(task.model)
+            for port in task.model.py_ports:
+                shorten(port)
             task.model.service_to_process = task.model.process_to_service = Service(
                 task, self._scheduler
             )
@@ -370,6 +372,8 @@ class InProcessRuntime:
         self._state = state
         self._scheduler.end()
         for task in self._tasks.values():
+            if task.model is not None:
+                housekeeping.untie(task.model)
             task.model = None
         self._tasks, self._variables, self._var_models = {}, {}, {}
         self._scheduler.tasks, self._scheduler.domains = [], []

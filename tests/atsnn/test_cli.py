@@ -140,7 +140,7 @@ def test_a_mistake_ends_in_one_line_and_status_1(
     status, printed, shown = command(*arguments)
     assert status == 1
     assert printed == ""
-    assert shown.startswith("atsnn: ")
+    assert shown.startswith("error: ")
     assert message in shown
     assert shown.count("\n") == 1
     assert not (tmp_path / "x").exists()

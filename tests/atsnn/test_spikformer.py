@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from spikformers import lively, pixels, small_config
 
 from atsnn.config import ModelConfig, load_preset
-from atsnn.errors import ConfigError, DatasetError
+from atsnn.errors import ConfigError, DatasetError, QuantizationError
 from atsnn.quantization import float_twin, quantize_model
 from atsnn.spikformer import Spikformer, TokenNorm, build_model
 
@@ -159,6 +159,11 @@ class TestErrors:
             DatasetError, match=r"shape \[1, 28, 28\], the model takes \[1, 12, 12\]"
         ):
             model(torch.zeros(1, 1, 28, 28))
+
+    def test_attention_that_could_wrap_a_current(self) -> None:
+        config = ModelConfig(in_channels=1, image_size=(512, 512), blocks=1, dim=16, heads=1)
+        with pytest.raises(QuantizationError, match="16384 tokens times 16 channels"):
+            quantize_model(Spikformer(config))
 
     def test_assignment_from_all_steps_with_an_order_that_runs_step_by_step(self) -> None:
         with pytest.raises(ConfigError, match="order raster runs step by step"):

@@ -247,6 +247,16 @@ class TestCommands:
         assert [s["to"] for s in result["stages"]] == ["engine", "lava-layers", "lava-blocks"]
         assert all(s["spikes_differing"] == 0 for s in result["stages"])
 
+    @pytest.mark.lava
+    def test_verify_in_one_process(
+        self, atsnn_export: Invoke, checkpoint: Path, data: Path
+    ) -> None:
+        options = ("--images", 2, "--against", "lava-blocks-inprocess", "--data", data, "--json")
+        (stage,) = parsed(atsnn_export("verify", checkpoint, *options))["stages"]
+        assert (stage["from"], stage["to"]) == ("engine", "lava-blocks-inprocess")
+        assert stage["spikes_compared"] > 0
+        assert stage["spikes_differing"] == 0
+
     def test_demo_without_lava_says_so_in_one_line(
         self, atsnn_export: Invoke, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, data: Path
     ) -> None:
