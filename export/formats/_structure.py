@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 
 from atsnn.fixed_point import NeuronConstants, NeuronModel
 from export.errors import GraphFormatError
@@ -146,7 +147,7 @@ class _Reader:
             return self._checked(value, value in typing.get_args(hint), where)
         if origin is tuple:
             return self._tuple(value, typing.get_args(hint), where)
-        if origin is np.ndarray:
+        if origin is np.ndarray or npt.NDArray in (hint, origin):  # an alias since numpy 2.5
             return self._array(value, where)
         if hint in (NeuronModel, NeuronConstants):
             return self.record(value, hint, where)
