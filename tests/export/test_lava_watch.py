@@ -218,9 +218,7 @@ class TestLavaThatIsMissing:
         monkeypatch.setattr(sys, "version_info", (3, 11, 7, "final", 0))
         with pytest.raises(LavaUnavailableError) as caught:
             compat.check_lava()
-        assert str(caught.value).startswith(
-            "Lava is not installed for Python 3.11 (lava missing): "
-        )
+        assert str(caught.value).startswith("Lava is not installed for Python 3.11 (lava")
         assert "make PYTHON=python3.10" in str(caught.value)
 
     def test_way_to_get_it_on_its_own_python(self, monkeypatch):
