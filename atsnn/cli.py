@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from atsnn.config import RunConfig, apply_changes, parse, preset_names, read_preset, read_yaml
 from atsnn.errors import AtsnnError, ConfigError
@@ -122,7 +123,8 @@ def _configuration(
 
 def _with_epochs(values: dict[str, Any], epochs: int) -> dict[str, Any]:
     changed = apply_changes(values, [f"train.epochs={epochs}"])
-    for stage in changed.get("stages") or []:
+    stages = changed.get("stages")
+    for stage in stages if isinstance(stages, list) else []:
         if isinstance(stage, dict) and isinstance(stage.get("train"), dict):
             stage["train"].pop("epochs", None)
     return changed
@@ -290,11 +292,12 @@ def _name(classes: tuple[str, ...], index: int) -> str:
 
 
 def _table(title: str, headings: Iterable[str], rows: Iterable[list[str]]) -> Table:
+    """A plain table; class names come from folders and are no markup."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index == 0 else "right")
+        table.add_column(Text(heading), justify="left" if index == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))
     return table
 
 
@@ -311,11 +314,12 @@ def presets(as_json: JsonOption = False) -> None:
 
 def _describe_preset(name: str) -> str:
     run = parse(RunConfig, read_preset(name), f"preset {name}")
-    model, stages = run.model, run.stage_configs()
+    stages = run.stage_configs()
+    model = list(stages.values())[-1].model
     size = "x".join(str(n) for n in model.image_size)
     epochs = " + ".join(str(stage.train.epochs) for stage in stages.values())
     last = list(stages.values())[-1]
-    parts = ("halting" * last.model.halting.enabled, "merging" * last.model.merging.enabled)
+    parts = ("halting" * model.halting.enabled, "merging" * model.merging.enabled)
     traits = [part for part in (*parts, "quantised" * last.train.quantized) if part]
     return (
         f"{model.blocks}-{model.dim}, {size}, {model.classes} classes, T = {model.steps}, "

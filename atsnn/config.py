@@ -6,6 +6,7 @@ names the key, the value and what is allowed.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -106,7 +107,7 @@ class ModelConfig(_Section):
     dim: int = Field(default=384, ge=8, multiple_of=8)
     heads: int = Field(default=12, ge=1)
     mlp_ratio: int = Field(default=4, ge=1, le=16)
-    tau: float = Field(default=2.0, ge=1)
+    tau: float = Field(default=2.0, gt=1)
     v_threshold: float = Field(default=1.0, gt=0)
     attention_threshold: float = Field(default=0.5, gt=0)
     attention_scale: float = Field(default=0.125, gt=0)
@@ -138,6 +139,10 @@ class ModelConfig(_Section):
         outside = [b for b in self.merging.blocks or () if not 1 <= b <= self.blocks]
         if outside:
             raise ValueError(f"merging.blocks {outside}: the model has blocks 1 to {self.blocks}")
+        if self.merging.enabled and self.tokens < 2:
+            raise ValueError(
+                f"merging needs at least 2 tokens, image_size {list(self.image_size)} gives 1"
+            )
         merged_mean = self.merging.enabled and self.merging.combine == "mean"
         if merged_mean and "fraction_bits" not in self.quantization.model_fields_set:
             resolved = QuantizationConfig(pixel_bits=self.quantization.pixel_bits, fraction_bits=3)
@@ -235,6 +240,12 @@ class StageConfig(_Section):
     augment: dict[str, Any] = {}
     train: dict[str, Any] = {}
 
+    @model_validator(mode="after")
+    def _starts_from_the_stage_before(self) -> StageConfig:
+        if "initial" in self.train:
+            raise ValueError("train.initial belongs to the run; a stage starts from the one before")
+        return self
+
 
 class RunConfig(_Section):
     """Everything that determines a training run, apart from the images themselves.
@@ -303,9 +314,12 @@ def _mistake(section: type[_Section], detail: ErrorDetails) -> str:
 
 def _section_at(section: type[_Section], path: Iterable[str]) -> type[_Section]:
     for name in path:
+        if name.isdigit():  # place in a list of sections
+            continue
         annotation = section.model_fields[name].annotation
-        if isinstance(annotation, type) and issubclass(annotation, _Section):
-            section = annotation
+        for part in (annotation, *get_args(annotation)):
+            if isinstance(part, type) and issubclass(part, _Section):
+                section = part
     return section
 
 
@@ -323,7 +337,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _yaml_mapping(text: str, origin: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: dates that do not exist
         reason = " ".join(str(error).split())
         raise ConfigError(f"{origin}: not valid YAML: {reason}") from None
     if not isinstance(values, dict):
@@ -372,22 +386,25 @@ def apply_changes(values: Mapping[str, Any], changes: Iterable[str]) -> dict[str
             raise ConfigError(f"change {change!r}: write key=value, as in train.lr=0.001")
         *parents, last = key.split(".")
         section = result
+        if parents[:1] == ["stages"] and isinstance(result.get("stages"), list):
+            section, parents = _stage(result["stages"], parents[1:], change), parents[2:]
         for parent in parents:
             section = _inner_section(section, parent, change)
         section[last] = _scalar(text)
     return result
 
 
+def _stage(stages: list[Any], path: list[str], change: str) -> dict[str, Any]:
+    """The stage that `stages.<name>` means."""
+    by_name = {stage.get("name"): stage for stage in stages if isinstance(stage, dict)}
+    if not path or path[0] not in by_name:
+        known = ", ".join(str(name) for name in by_name)
+        raise ConfigError(f"change {change!r}: write stages.NAME.key=value; stages: {known}")
+    return by_name[path[0]]
+
+
 def _inner_section(section: dict[str, Any], name: str, change: str) -> dict[str, Any]:
-    """The section called `name`; a list of stages is entered as `stages.<name of the stage>`."""
-    stages = section.get("stages")
-    if isinstance(stages, list) and name != "stages":
-        found = [stage for stage in stages if isinstance(stage, dict) and stage.get("name") == name]
-        if found:
-            return found[0]
     inner = section.setdefault(name, {})
-    if isinstance(inner, list) and name == "stages":
-        return section
     if not isinstance(inner, dict):
         raise ConfigError(f"change {change!r}: {name} is a value, not a section")
     return inner
@@ -406,22 +423,24 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def _scalar(text: str) -> Any:
+    if "e" in text.lower():  # YAML 1.1 reads 1e-3 as a string; users mean a number
+        with contextlib.suppress(ValueError):
+            return float(text)
     try:
-        return float(text) if _is_plain_exponent(text) else yaml.safe_load(text)
-    except yaml.YAMLError:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
         return text
 
 
-def _is_plain_exponent(text: str) -> bool:
-    """YAML 1.1 reads `1e-3` as a string; users mean a number."""
-    mantissa, separator, exponent = text.lower().partition("e")
-    digits = mantissa.lstrip("+-").replace(".", "", 1)
-    return bool(separator) and digits.isdigit() and exponent.lstrip("+-").isdigit()
-
-
 def to_yaml(config: BaseModel) -> str:
-    """The resolved configuration, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+    """The resolved configuration, every default written out.
+
+    Of a run with stages only what was given: what a stage leaves open depends on the stage (as
+    `fraction_bits` does), and each stage's own file has its defaults.
+    """
+    given_only = isinstance(config, RunConfig) and bool(config.stages)
+    values = config.model_dump(mode="json", exclude_unset=given_only)
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None)
 
 
 def differences(ours: BaseModel, theirs: BaseModel) -> list[str]:
@@ -436,6 +455,3 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str
             yield from _differences(value, other, f"{prefix}{key}.")
         elif value != other:
             yield f"{prefix}{key}: {value}, not {other}"
-
-
-DATA_FORMATS: tuple[str, ...] = get_args(DataFormat)

@@ -180,8 +180,13 @@ def _sum_to_bias(grad: Tensor, shape: torch.Size) -> Tensor:
     return grad.view(-1, shape[0], shape[1]).sum(0)
 
 
+def gate_like(gate: Tensor, values: Tensor) -> Tensor:
+    """Append axes to a gate [..., N] until it broadcasts against values [..., N, ...]."""
+    return gate.reshape(gate.shape + (1,) * (values.dim() - gate.dim()))
+
+
 def fits(current: Tensor, voltage: Tensor | None) -> bool:
-    """True where the fused kernels apply: float32 on the CPU, not while tracing."""
+    """True where the fused kernels apply: float32 on the CPU."""
     on_cpu = current.device.type == "cpu" and current.dtype == torch.float32
     return on_cpu and (voltage is None or voltage.dtype == torch.float32)
 
@@ -213,7 +218,7 @@ def run_fused(
     spikes, state = _FusedLIF.apply(flat, flat_bias, opened.contiguous(), state, neuron)  # pyright: ignore[reportGeneralTypeIssues] autograd's apply is untyped
     spikes = spikes.view(shape)
     if gate is not None:
-        spikes = spikes * gate.reshape(gate.shape + (1,) * (len(shape) - gate.dim()))
+        spikes = spikes * gate_like(gate, spikes)
     return spikes, state.view(shape[1:])
 
 

@@ -1,6 +1,6 @@
 """Spiking neurons over time steps: norse's LIFBox, with a gate per token.
 
-Update (DESIGN of the chip target, norse `lif_box_feed_forward_step` with dt * tau_mem_inv = 1/tau):
+Update (norse `lif_box_feed_forward_step` with dt * tau_mem_inv = 1/tau):
 `v += (x - v) / tau; s = v > threshold; v = 0 where s`. A neuron whose token's gate is closed keeps
 its membrane potential and fires nothing.
 """
@@ -16,15 +16,10 @@ from norse.torch.functional.lif_box import (
 from torch import Tensor, nn
 
 from atsnn.fixed_point import NeuronModel
-from atsnn.fused import FusedNeuron, fits, float_forward, run_fused
+from atsnn.fused import FusedNeuron, fits, float_forward, gate_like, run_fused
 
 SURROGATE = "triangle"
 SURROGATE_SLOPE = 1.0
-
-
-def gate_like(gate: Tensor, values: Tensor) -> Tensor:
-    """Append axes to a gate [..., N] until it broadcasts against values [..., N, ...]."""
-    return gate.reshape(gate.shape + (1,) * (values.dim() - gate.dim()))
 
 
 class SpikingNeuron(nn.Module):

@@ -396,7 +396,7 @@ def float_twin(model: Spikformer) -> Spikformer:
     """The float model with a quantised model's master weights: what rounding is judged by."""
     if not model.quantized:
         return model
-    twin = Spikformer(model.config)
+    twin = Spikformer(model.config).to(next(model.parameters()).device)
     quantized_stem = model.stem.stem
     for name in ("conv1", "conv2", "conv3", "conv4", "position"):
         _restore(getattr(twin.stem, name), getattr(quantized_stem, name).synapse)

@@ -98,23 +98,25 @@ def train(
     _claim(folder, config, resume)
     stages = config.stage_configs()
     initial = Path(config.train.initial) if config.train.initial else None
-    with _reproducible(config.train):
-        for name, stage in stages.items():
-            place = folder / name if config.stages else folder
-            if config.stages:
-                say(screen, f"stage {name}")
-                _claim(place, stage, True)
-            run = Run(stage, dataset, place, initial, screen)
-            initial = run.train()
+    for name, stage in stages.items():
+        place = folder / name if config.stages else folder
+        if config.stages:
+            say(screen, f"stage {name}")
+            _claim(place, stage, True)
+        with _reproducible(stage.train):
+            initial = Run(stage, dataset, place, initial, screen).train()
     if config.stages and initial is not None:
         _write(folder / MODEL_FILE, initial.read_bytes())
     return folder / MODEL_FILE
 
 
 def _claim(folder: Path, config: RunConfig, resume: bool) -> None:
-    """Write the resolved configuration, or compare it with the one that is there."""
+    """Write the resolved configuration, or compare it with the one that is there.
+
+    A configuration beside which nothing was trained yet (a start that failed) is replaced.
+    """
     path = folder / CONFIG_FILE
-    if not path.exists():
+    if not path.exists() or not any(folder.rglob(STATE_FILE)):
         _write(path, to_yaml(config).encode())
         return
     if not resume:
@@ -195,7 +197,9 @@ def _is_score(name: str) -> bool:
 def _keeps_scores(checkpoint: Checkpoint, model: ModelConfig) -> bool:
     """A checkpoint's gamma and beta are kept unless the configuration asks for other ones."""
     theirs, ours = checkpoint.config.halting, model.halting
-    return theirs.enabled and (theirs.gamma, theirs.beta) == (ours.gamma, ours.beta)
+    return (
+        ours.enabled and theirs.enabled and (theirs.gamma, theirs.beta) == (ours.gamma, ours.beta)
+    )
 
 
 def _require_same_shape(checkpoint: Checkpoint, model: ModelConfig) -> None:

@@ -13,6 +13,7 @@ import argparse
 
 from rich.console import Console
 
+from atsnn.errors import AtsnnError
 from export import load_images, load_subject
 from hardware import energy_table
 from hardware.gpu import gpu_problem
@@ -44,4 +45,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except AtsnnError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from atsnn.config import DataConfig, ModelConfig
 from atsnn.data import load_dataset
+from atsnn.errors import AtsnnError
 from export import FoldNorm, Quantize, Schedule
 from export.capture import capture
 from export.errors import LavaUnavailableError
@@ -115,4 +116,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except AtsnnError as error:
+        raise SystemExit(f"error: {error}") from None

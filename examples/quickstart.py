@@ -14,6 +14,7 @@ import argparse
 
 from rich.console import Console
 
+from atsnn.errors import AtsnnError
 from export import load_images, load_subject
 from export.spikformer import model_trace
 from hardware import open_all_gates, run
@@ -34,7 +35,7 @@ def main() -> None:
 
     result = run(subject.graph, images.pixels)
     accuracy = (result.classes == images.labels).mean()
-    console.print(f"accuracy on {count} images: {accuracy:.1%}")
+    console.print(f"accuracy on {len(images.labels)} images: {accuracy:.1%}")
     console.print(tokens_rich_table(result))
 
     torch_model = Stage("quantised torch", lambda pixels: model_trace(model, pixels))
@@ -47,4 +48,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except AtsnnError as error:
+        raise SystemExit(f"error: {error}") from None

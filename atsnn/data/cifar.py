@@ -129,7 +129,7 @@ def _plain(path: Path, data: bytes) -> dict[bytes, Any]:
         values = plain_pickle.loads(data)
     except plain_pickle.PlainPickleError as error:
         raise DatasetError(f"{path}: not a CIFAR batch: {error}") from None
-    return {k.encode() if isinstance(k, str) else k: v for k, v in values.items()}
+    return {k.encode(errors="replace") if isinstance(k, str) else k: v for k, v in values.items()}
 
 
 def _class_names(place: Path, layout: Layout) -> tuple[str, ...]:

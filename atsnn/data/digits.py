@@ -8,7 +8,7 @@ from atsnn.data.images import Dataset, stored
 
 
 def load() -> Dataset:
-    """Every fifth image is for testing: 1,437 for training, 360 for testing."""
+    """Every fifth image is for testing: 1,438 for training, 359 for testing."""
     from sklearn.datasets import load_digits  # slow to import, and needed here only
 
     values, labels = load_digits(return_X_y=True)

@@ -65,6 +65,8 @@ def _shape(path: Path, header: bytes, rank: int) -> tuple[int, ...]:
     shape = struct.unpack(f">{rank}I", header[4:])
     if math.prod(shape) > LARGEST:
         raise DatasetError(f"{path}: damaged: claims {math.prod(shape)} bytes, more than {LARGEST}")
+    if not all(shape[1:]):
+        raise DatasetError(f"{path}: damaged: its header promises images of {list(shape[1:])}")
     return shape
 
 

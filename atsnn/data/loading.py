@@ -74,7 +74,8 @@ def _read(location: Path | str | None, data: DataConfig, model: ModelConfig) -> 
     if location is None:
         raise DatasetError(f"no data folder given; it may hold: {_KNOWN}")
     path = Path(location)
-    format = detect(path) if data.format == "auto" or not path.exists() else data.format
+    named = data.format if data.format not in ("auto", BUILT_IN) and path.exists() else None
+    format = named or detect(path)
     if format == "idx":
         return idx.load(path)
     if format in ("cifar10", "cifar100"):

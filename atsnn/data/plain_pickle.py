@@ -37,6 +37,9 @@ class _Name:
     name: str
 
 
+MAX_AXES = 4
+
+
 @dataclass
 class _Built:
     """What a call of a global name would have built: its name, arguments and state."""
@@ -89,8 +92,12 @@ def _array(built: _Built) -> np.ndarray:
     _, shape, kind, fortran, raw = built.state
     if not (isinstance(kind, _Built) and kind.arguments and kind.arguments[0] in (b"u1", "u1")):
         raise PlainPickleError("holds an array of another type than unsigned bytes")
+    if not isinstance(raw, bytes) or not isinstance(shape, tuple) or len(shape) > MAX_AXES:
+        raise PlainPickleError("holds an array without a plain shape and bytes")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise PlainPickleError("holds an array with a shape that is not of plain sizes")
     if math.prod(shape) != len(raw):
-        raise PlainPickleError(f"array of shape {shape} with {len(raw)} bytes")
+        raise PlainPickleError(f"holds an array of {len(raw)} bytes and of another shape")
     return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 from atsnn.errors import CheckpointError, DatasetError
-from atsnn.files import write_atomically
 
 if TYPE_CHECKING:
     from atsnn.spikformer import Spikformer
@@ -41,9 +40,3 @@ def load_demo_images() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         return arrays["images"], arrays["labels"].astype(np.int64)
     except (OSError, KeyError, SafetensorError) as error:
         raise DatasetError(f"{IMAGES_PATH}: the built-in images are missing ({error})") from None
-
-
-def save_demo_images(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer]) -> None:
-    """Write the built-in images (a step of releasing a new demo model)."""
-    arrays = {"images": np.ascontiguousarray(images), "labels": labels.astype(np.uint8)}
-    write_atomically(IMAGES_PATH, save(arrays))

@@ -153,3 +153,35 @@ def test_the_reference_presets_follow_the_published_recipe(name):
 def test_an_unknown_preset_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="no preset 'x'; there are: demo-fashion, "):
         load_preset("x")
+
+
+def test_an_unknown_key_of_a_stage_is_named_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"unknown key stages.0.trian; known here: augment, "):
+        parse(RunConfig, {"stages": [{"name": "a", "trian": {}}]}, "file")
+
+
+def test_a_stage_starts_from_the_one_before_and_from_nowhere_else():
+    stage = {"name": "a", "train": {"initial": "elsewhere"}}
+    with pytest.raises(ConfigError, match="train.initial belongs to the run"):
+        parse(RunConfig, {"stages": [stage]}, "file")
+
+
+def test_a_change_of_a_stage_that_is_not_there_names_the_stages():
+    with pytest.raises(ConfigError, match="stages: a, b"):
+        apply_changes({"stages": [{"name": "a"}, {"name": "b"}]}, ["stages.c.train.lr=1"])
+
+
+def test_a_change_of_the_run_does_not_reach_a_stage_of_that_name():
+    changed = apply_changes({"stages": [{"name": "train"}]}, ["train.lr=1e-3"])
+    assert changed == {"stages": [{"name": "train"}], "train": {"lr": 0.001}}
+
+
+@pytest.mark.parametrize("text", ["1e--3", "--1e5", "2024-02-30"])
+def test_a_value_that_is_no_number_is_text(text):
+    assert apply_changes({}, [f"train.initial={text}"]) == {"train": {"initial": text}}
+
+
+def test_merging_needs_two_tokens():
+    values = {"image_size": [4, 4], "merging": {"enabled": True}}
+    with pytest.raises(ConfigError, match="merging needs at least 2 tokens"):
+        parse(ModelConfig, values, "file")

@@ -398,3 +398,32 @@ def test_description_of_a_folder(tmp_path):
         "size": "8 x 8",
         "classes": ["cat", "dog"],
     }
+
+
+class TestHostileShapes:
+    """Arrays in a pickle whose claimed shape is no tuple of sizes."""
+
+    @staticmethod
+    def array(shape):
+        kind = plain_pickle._Built("numpy dtype", ("u1",))
+        return plain_pickle._Built(
+            "numpy.core.multiarray _reconstruct", (), (1, shape, kind, False, b"1234")
+        )
+
+    @pytest.mark.parametrize(
+        "shape", [(2**40, b"a"), (-1,), ((2,), 2), [4], (1,) * 5, (True, 4), "4", (3,)]
+    )
+    def test_are_refused(self, shape):
+        with pytest.raises(plain_pickle.PlainPickleError, match="holds an array"):
+            plain_pickle._array(self.array(shape))
+
+    def test_a_plain_shape_is_read(self):
+        assert plain_pickle._array(self.array((2, 2))).shape == (2, 2)
+
+
+def test_images_without_sides_are_damaged(tmp_path):
+    write_idx(tmp_path)
+    header = struct.pack(">HBB3I", 0, 8, 3, 6, 0, 0)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(header)
+    with pytest.raises(DatasetError, match=r"promises images of \[0, 0\]"):
+        load_dataset(tmp_path, DataConfig(resize=True), GREY)

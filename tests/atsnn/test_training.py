@@ -17,12 +17,12 @@ from atsnn.augment import (
     to_input,
 )
 from atsnn.checkpoint import load_model, read_checkpoint
-from atsnn.config import AugmentConfig, TrainConfig
+from atsnn.config import AugmentConfig, TrainConfig, load_config
 from atsnn.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from atsnn.evaluation import compare, evaluate
 from atsnn.fixed_point import pixels_to_integers
 from atsnn.losses import cell_prior, prior_divergence, total_loss
-from atsnn.spikformer import ModelOutput, Spikformer
+from atsnn.spikformer import SCORE_OFF, ModelOutput, Spikformer
 from atsnn.training import Run, learning_rate
 
 KILLED_RUN = """
@@ -343,3 +343,38 @@ def test_evaluation_restores_the_mode_and_counts_confusions():
     assert result.confusion.sum() == result.images == 16
     assert result.confusion.diagonal().sum() / 16 == pytest.approx(result.accuracy)
     assert result.open_gates.shape == (1, 2)
+
+
+MERGING = {
+    "model": {"image_size": [8, 8], "merging": {"enabled": True, "count": 1}},
+    "train": {"epochs": 1},
+}
+
+
+def test_a_run_of_stages_resumes_from_its_own_file(tmp_path):
+    """Fractional bits are left open by the run and settled by the stage that merges."""
+    stages = [
+        {"name": "plain"},
+        {"name": "merging", "model": {"merging": MERGING["model"]["merging"]}},
+    ]
+    config = tiny_config(stages=stages, train={"epochs": 1})
+    run_tiny(tmp_path, config)
+    found = load_config(tmp_path / "config.yaml")
+    bits = [s.model.quantization.fraction_bits for s in found.stage_configs().values()]
+    assert bits == [0, 3]
+    run_tiny(tmp_path, found, resume=True)
+
+
+def test_a_model_that_only_merges_does_not_halt_as_its_start_did(tmp_path):
+    start = run_tiny(tmp_path / "start")
+    merge_only = {"halting": {"enabled": False}, **MERGING["model"]}
+    changes = {"model": merge_only, "train": {"epochs": 1, "initial": str(start)}}
+    model = load_model(run_tiny(tmp_path / "next", tiny_config(**changes)))
+    assert [float(score.beta.detach()) for score in model.score_list] == [SCORE_OFF]
+
+
+def test_a_start_that_failed_leaves_the_folder_free(tmp_path):
+    wrong = tiny_config(train={"initial": str(tmp_path / "nowhere")})
+    with pytest.raises(CheckpointError):
+        run_tiny(tmp_path / "run", wrong)
+    assert run_tiny(tmp_path / "run", tiny_config(train={"epochs": 1})).is_file()
