@@ -12,7 +12,8 @@ import numpy.typing as npt
 from atsnn.errors import DatasetError
 from export.errors import GraphError
 from export.formats import hdf5
-from export.graph import Graph, Input, Readout
+from export.graph import Graph, Readout
+from export.validation import check_classes
 
 if TYPE_CHECKING:
     from atsnn.spikformer import Spikformer
@@ -47,6 +48,7 @@ def load_subject(path: Path | None = None) -> Subject:
             raise GraphError(
                 f"{path}: holds a float graph; write a quantised one with `atsnn-export graph`"
             )
+        check_classes(graph)
         return Subject(str(path), graph, None)
     model, name = _load_model(path)
     from export.spikformer import compile_spikformer
@@ -83,24 +85,20 @@ def load_images(graph: Graph, count: int | None = None, data: str | None = None)
     Raises:
         DatasetError: missing, empty, or of another size than the graph takes.
     """
+    if count is not None and count < 1:
+        raise DatasetError(f"{count} images asked for; at least 1 is needed")
     if data is not None:
         return _from_folder(graph, count, data)
     from atsnn.demo import load_demo_images
 
     pixels, labels = load_demo_images()
-    shape = _input(graph).shape
+    shape = graph.input.shape
     if pixels.shape[1:] != shape:
         raise DatasetError(
             f"the built-in images have shape {list(pixels.shape[1:])}, this network takes "
             f"{list(shape)}; give images of its own with --data DIR"
         )
     return Images(pixels[:count], labels[:count], "built-in images")
-
-
-def _input(graph: Graph) -> Input:
-    node = next(graph.of_kind(Input))
-    assert isinstance(node, Input)
-    return node
 
 
 def _from_folder(graph: Graph, count: int | None, data: str) -> Images:
@@ -119,7 +117,7 @@ def _model_config(graph: Graph) -> Any:
     """A configuration that takes the graph's images; only its sizes matter here."""
     from atsnn.config import ModelConfig, parse
 
-    shape = _input(graph).shape
+    shape = graph.input.shape
     if len(shape) != 3:
         raise DatasetError(
             f"this network takes {list(shape)}, a data folder holds images [C, H, W]"

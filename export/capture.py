@@ -7,6 +7,7 @@ refused. Modules stop the trace where a converter is registered (`export.convert
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from torch.fx.node import map_arg
 
 import export.spikformer_converters  # noqa: F401  (registers the converters of our own model)
 from export.converters import (
+    OUTPUT_NAME,
     Builder,
     Call,
     Value,
@@ -32,6 +34,8 @@ from export.graph import LIF, Edge, Graph, Input, Linear, Node, Output, Readout
 from export.validation import validate
 
 _ROOT = "model"
+IN_PLACE = frozenset({"add_", "__iadd__", operator.iadd})
+"""Additions that change their first operand; captured where nobody reads it afterwards."""
 
 
 def capture(
@@ -262,6 +266,11 @@ class _Interpreter:
         source = f"{owner}.{label}" if owner else str(label)
         call = self._call(node, source, f"{node.op} {label}")
         convert = function_converter(node.target)
+        if node.target in IN_PLACE and _seen_again(node):
+            call.refuse(
+                "it changes its first operand in place, which is read again afterwards",
+                "write x = x + y",
+            )
         if convert is None:
             call.refuse(
                 "this operation has no converter",
@@ -282,6 +291,15 @@ class _Interpreter:
             call.refuse(
                 f"it is called with arguments it cannot take here ({error})", "see the docs"
             )
+
+
+def _seen_again(node: fx.Node) -> bool:
+    """True if the result is dropped or the changed operand has a reader behind `node`."""
+    changed = node.args[0]
+    if not isinstance(changed, fx.Node) or not node.users:
+        return True
+    order = {other: place for place, other in enumerate(node.graph.nodes)}
+    return any(order[user] > order[node] for user in changed.users)
 
 
 def _type_name(module: nn.Module) -> str:
@@ -309,8 +327,8 @@ def _finish(builder: Builder, result: Any) -> None:
             f"{list(value.shape)}; end with a Linear layer of one feature per class (its mean over "
             "time becomes the logits), or with spiking neurons behind it"
         )
-    builder.nodes.append(Output("output", ""))
-    builder.edges.append(Edge(value.node, "output", value.port))
+    builder.nodes.append(Output(OUTPUT_NAME, ""))
+    builder.edges.append(Edge(value.node, OUTPUT_NAME, value.port))
 
 
 def _as_readout(node: Linear) -> Readout:
@@ -328,7 +346,7 @@ def _replace(builder: Builder, old: Node, new: Node) -> None:
 
 def _reachable(graph: Graph) -> Graph:
     """Without nodes whose value never reaches the output."""
-    needed = {"output", "image"}
+    needed = {OUTPUT_NAME, "image"}
     for _ in graph.nodes:
         more = {edge.source for edge in graph.edges if edge.target in needed} - needed
         if not more:

@@ -92,6 +92,9 @@ def command(name: str) -> Callable[[Command], Command]:
             except AtsnnError as error:
                 print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
                 raise typer.Exit(1) from None
+            except ModuleNotFoundError as error:  # a graph file needs no torch, models do
+                print(f"error: this needs {error.name}, which is not installed", file=sys.stderr)
+                raise typer.Exit(1) from None
             except KeyboardInterrupt:
                 print("error: interrupted", file=sys.stderr)
                 raise typer.Exit(130) from None
@@ -367,9 +370,15 @@ def onnx_command(
         }
     if as_json:
         _print_json(result)
-        return
-    print(f"onnx: {out} ({result['bytes']:,} bytes)")
-    if images:
+    else:
+        _print_onnx(result)
+    if result.get("classes_differing") or result.get("spikes_and_gates_differing"):
+        raise typer.Exit(1)
+
+
+def _print_onnx(result: dict[str, Any]) -> None:
+    print(f"onnx: {result['file']} ({result['bytes']:,} bytes)")
+    if result["images"]:
         print(
             f"onnxruntime against torch, {result['images']} images: largest difference of a logit "
             f"{result['largest_logit_difference']:.2g}, classes differing "
@@ -421,7 +430,7 @@ def _verified(subject: Subject, tested: Images, stages: list[str]) -> Verificati
             subject.graph,
             tested.pixels,
             [_stage(subject, name) for name in stages],
-            reference=Stage("quantised torch", _reference(subject)),
+            reference=Stage("quantised torch", _reference(subject)) if "engine" in stages else None,
             progress=report,
         )
 

@@ -23,8 +23,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atsnn.fixed_point import NeuronModel
-from export.errors import GraphError, UnsupportedModuleError
-from export.graph import LIF, Add, Conv, Edge, Linear, Node, Norm, OrPool, Reshape, Shape
+from export.errors import UnsupportedModuleError
+from export.graph import (
+    LIF,
+    RESERVED_NAMES,
+    Add,
+    Conv,
+    Edge,
+    Linear,
+    Node,
+    Norm,
+    OrPool,
+    Reshape,
+    Shape,
+)
 from export.shapes import output_shapes
 
 ValueKind = Literal["spikes", "value", "current", "final"]
@@ -47,6 +59,10 @@ class Value:
     kind: ValueKind
 
 
+OUTPUT_NAME = "output"
+"""Name of the Output node of a captured graph."""
+
+
 @dataclass
 class Builder:
     """The graph under construction."""
@@ -57,7 +73,7 @@ class Builder:
     stateful: dict[str, int] = field(default_factory=dict)
 
     def unique(self, wanted: str) -> str:
-        taken = {node.name for node in self.nodes}
+        taken = {node.name for node in self.nodes} | {OUTPUT_NAME} | RESERVED_NAMES
         name, count = wanted, 1
         while name in taken:
             count += 1
@@ -96,7 +112,6 @@ class Call:
         node: Node,
         kind: ValueKind,
         *inputs: Value,
-        lag: int = 0,
         **ports: Value | Sequence[Value] | None,
     ) -> Value:
         """Add a node; `inputs` go to its port `in`, keyword arguments to the ports they name.
@@ -118,7 +133,7 @@ class Call:
                 if value.kind == "final":
                     self.refuse("it follows a reduction over time", "make that the last operation")
                 arriving.setdefault(port, []).append(value.shape)
-                self.builder.edges.append(Edge(value.node, node.name, value.port, port, lag))
+                self.builder.edges.append(Edge(value.node, node.name, value.port, port))
         shapes = output_shapes(node, arriving)
         self.builder.nodes.append(node)
         first = node.outputs[0]
@@ -498,6 +513,8 @@ def convert_add(call: Call, x: Value, y: Value, *, alpha: float = 1) -> Value:
 @register_function(torch.mean, methods=("mean",))
 def convert_mean(call: Call, x: Value, dim: int | None = None, **_: Any) -> Value:
     """Mean over the time axis, the last operation of a module that takes all steps at once."""
+    if x.kind == "spikes":
+        call.refuse("it takes the mean of spikes", "take their sum: a graph counts class spikes")
     if not call.over_time or dim != 0:
         call.refuse(
             f"it takes the mean over axis {dim}",
@@ -660,7 +677,6 @@ def refuse_unknown(call: Call, module: nn.Module) -> NoReturn:
 __all__ = [
     "Builder",
     "Call",
-    "GraphError",
     "Value",
     "is_leaf",
     "module_converter",

@@ -21,6 +21,8 @@ from export.errors import GraphError
 
 Array = npt.NDArray
 Shape = tuple[int, ...]
+RESERVED_NAMES = frozenset({"logits", "images"})
+"""What traces and exported files call their results and inputs; no node may be named so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,6 +280,11 @@ class Graph:
     def of_kind(self, *kinds: type[Node]) -> Iterator[Node]:
         """Nodes of the given kinds in topological order."""
         return (node for node in self.nodes if isinstance(node, kinds))
+
+    @property
+    def input(self) -> Input:
+        """The one Input node of a valid graph."""
+        return next(node for node in self.nodes if isinstance(node, Input))
 
     @property
     def feedback(self) -> bool:

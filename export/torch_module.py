@@ -135,9 +135,7 @@ class GraphModule(nn.Module):
 
     def takes_events(self, images: npt.NDArray) -> bool:
         """True if `images` has a time axis before its batch axis."""
-        node = next(iter(self.graph.of_kind(Input)))
-        assert isinstance(node, Input)
-        return images.ndim == len(node.shape) + 2
+        return images.ndim == len(self.graph.input.shape) + 2
 
     def prepare(self, images: npt.NDArray) -> Tensor:
         """Pixels to what the first layer receives: integers of the input's bits, or reals.
@@ -145,8 +143,7 @@ class GraphModule(nn.Module):
         Raises:
             GraphError: images of another size or type than the graph takes.
         """
-        node = next(iter(self.graph.of_kind(Input)))
-        assert isinstance(node, Input)
+        node = self.graph.input
         rank = len(node.shape)
         if images.shape[-rank:] != node.shape or images.ndim not in (rank + 1, rank + 2):
             raise GraphError(
@@ -177,9 +174,7 @@ class GraphModule(nn.Module):
 
     def run(self, images: Tensor) -> dict[tuple[str, str], Tensor]:
         """Every output port over time, [T, B, ...]; of a Readout, [B, classes]."""
-        shape = next(iter(self.graph.of_kind(Input)))
-        assert isinstance(shape, Input)
-        if images.dim() == len(shape.shape) + 1:
+        if images.dim() == len(self.graph.input.shape) + 1:
             images = images.expand(self.graph.steps, *images.shape)
         if self.graph.feedback:
             return self._step_by_step(images)

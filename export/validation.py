@@ -22,6 +22,7 @@ from atsnn.fixed_point import (
 from export.errors import GraphError
 from export.graph import (
     LIF,
+    RESERVED_NAMES,
     Add,
     Attention,
     Conv,
@@ -32,6 +33,7 @@ from export.graph import (
     Linear,
     Node,
     Norm,
+    OrPool,
     Output,
     Readout,
 )
@@ -42,6 +44,8 @@ MAX_NODES = 100_000
 MAX_NAME = 256
 MAX_STEPS = 4096
 MAX_FRACTION_BITS = 12
+READOUT_BIAS_LIMIT = 2**52
+"""Logits up to twice this are exact in float64."""
 
 _MANY = {("Add", "in"), ("Gate", "score")}
 """Ports that sum any number of edges; every other port takes exactly one."""
@@ -112,6 +116,8 @@ def _check_names(graph: Graph) -> None:
             refuse(
                 node, f"its name has {len(node.name)} characters", f"use 1 to {MAX_NAME}, without /"
             )
+        if node.name in RESERVED_NAMES:
+            refuse(node, f"{node.name} is what results or inputs are called", "rename the layer")
         if node.name in seen:
             refuse(node, "two nodes have this name", "rename one of them")
         seen.add(node.name)
@@ -119,6 +125,24 @@ def _check_names(graph: Graph) -> None:
         for name in table:
             if name not in seen:
                 raise GraphError(f"{label} speaks of node {name}, which the graph does not have")
+
+
+def check_classes(graph: Graph) -> None:
+    """Check that a valid graph ends in classes: logits, or one spiking neuron per class.
+
+    Raises:
+        GraphError: naming what it ends in.
+    """
+    output = next(node for node in graph.nodes if isinstance(node, Output))
+    (edge,) = graph.into(output.name)
+    found = shapes(graph)
+    source, shape = graph[edge.source], found[edge.source, edge.source_port]
+    if not isinstance(source, Readout | LIF) or len(shape) != 1:
+        refuse(
+            output,
+            f"it takes {source.kind} {source.name} of shape {list(shape)}",
+            "end the network in a Readout or in a LIF layer with one neuron per class",
+        )
 
 
 def _check_wiring(graph: Graph) -> None:
@@ -201,6 +225,19 @@ def _check_quantized(graph: Graph, node: Node) -> None:
     rule = _QUANTIZED.get(node.kind)
     if rule is not None:
         rule(node)
+    if isinstance(node, OrPool):
+        _quantized_pool(graph, node)
+
+
+def _quantized_pool(graph: Graph, node: OrPool) -> None:
+    (edge,) = graph.into(node.name)
+    largest = maxima(graph)[edge.source, edge.source_port]
+    if largest > 1:
+        refuse(
+            node,
+            f"it pools values up to {largest}, it holds spikes only",
+            "pool behind a spiking layer; events as input: Quantize(events=True)",
+        )
 
 
 def _quantized_norm(node: Norm) -> None:
@@ -273,6 +310,8 @@ def _quantized_readout(node: Readout) -> None:
         array = getattr(node, label)
         if not np.issubdtype(array.dtype, np.integer):
             refuse(node, f"its {label} is {array.dtype}", "a quantised graph holds integers")
+    _check_range(node, "weight", node.weight, WEIGHT_MIN, WEIGHT_MAX)
+    _check_range(node, "bias", node.bias, -READOUT_BIAS_LIMIT, READOUT_BIAS_LIMIT)
 
 
 def _check_number(node: Node, label: str, value: int, low: int, high: int) -> None:

@@ -115,7 +115,7 @@ class Stage:
     Attributes:
         name: how reports call it.
         trace: images uint8 [B, *input shape] -> {node name: [T, B, ...], "logits": [B, classes]}.
-        partial: True if it may lack inner layers (Lava at grain "blocks").
+        partial: True if it may lack inner layers; none of ours does.
         watched: the same as `trace`, for a slow stage: also tells how far it is, 0 to 1.
     """
 
@@ -217,7 +217,6 @@ def lava_stage(graph: Graph, grain: Grain) -> Stage:
     return Stage(
         f"lava-{grain}",
         lambda images: run_lava(graph, images, grain=grain),
-        partial=grain == "blocks",
         watched=watched,
     )
 
@@ -236,7 +235,6 @@ def lava_in_process_stage(graph: Graph, grain: Grain) -> Stage:
     return Stage(
         f"lava-{grain}-inprocess",
         lambda images: run_graph(graph, images, grain),
-        partial=grain == "blocks",
         watched=watched,
     )
 

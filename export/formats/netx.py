@@ -59,9 +59,8 @@ def chain_of(graph: Graph) -> Chain:
     if not graph.quantized:
         raise UnsupportedTargetError("the graph is a float graph; run the quantize pass first")
     sizes = shapes(graph)
-    node = next(graph.of_kind(Input))
-    assert isinstance(node, Input)
-    entry, layers, flatten = node, [], False
+    node: Node = graph.input
+    entry, layers, flatten = graph.input, [], False
     while not isinstance(following := _next(graph, node), Output | Readout):
         if isinstance(following, Reshape) and following.to == "flatten":
             node, flatten = following, True

@@ -56,15 +56,17 @@ Names = dict[str, list[str]]
 """Tensor names that arrive at a node at one step, by input port, in the order of the edges."""
 
 
-def to_onnx(graph: Graph, *, spikes: bool = False) -> onnx.ModelProto:
+def to_onnx(graph: Graph, *, spikes: bool = False, events: bool = False) -> onnx.ModelProto:
     """Build and check the ONNX model of a quantised graph.
 
     Args:
         graph: quantised.
         spikes: also output the spikes of every LIF and OrPool node.
+        events: the model takes events [T, batch, ...] instead of images (1-bit inputs only).
 
     Raises:
-        UnsupportedTargetError: a float graph, or one that is too large for one ONNX file.
+        UnsupportedTargetError: events on a graph that takes pixels, a float graph, or one that
+            is too large for one ONNX file.
     """
     validate(graph)
     if not graph.quantized:
@@ -76,14 +78,23 @@ def to_onnx(graph: Graph, *, spikes: bool = False) -> onnx.ModelProto:
                 f"{node.name} merges by all steps and gates look back step by step; use assignment "
                 "'first'"
             )
-    model = _Exporter(graph, spikes).build()
+    if events and graph.input.bits != 1:
+        raise UnsupportedTargetError(
+            f"{graph.input.name} takes pixels of {graph.input.bits} bits, events have 1; quantise "
+            "with Quantize(events=True)"
+        )
+    model = _Exporter(graph, spikes, events).build()
     size = model.ByteSize()
     if size > PROTOBUF_LIMIT:
         raise UnsupportedTargetError(
             f"the model takes {size} bytes, one ONNX file holds {PROTOBUF_LIMIT}; "
             "export a model with fewer blocks"
         )
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise UnsupportedTargetError(f"the graph makes no valid ONNX model: {detail}") from error
     return model
 
 
@@ -131,8 +142,9 @@ def onnx_trace(
 class _Exporter:
     """Collects ONNX nodes; `values` holds the tensor of every graph port at each time step."""
 
-    def __init__(self, graph: Graph, spikes: bool) -> None:
+    def __init__(self, graph: Graph, spikes: bool, events: bool) -> None:
         self.graph = graph
+        self.events = events
         self.spikes = spikes
         self.shapes = shapes(graph)
         self.maxima = maxima(graph)
@@ -144,10 +156,8 @@ class _Exporter:
 
     def build(self) -> onnx.ModelProto:
         """The whole model."""
-        entry = next(self.graph.of_kind(Input))
-        assert isinstance(entry, Input)
-        events = entry.bits == 1
-        axes = (self.graph.steps, "batch") if events else ("batch",)
+        entry = self.graph.input
+        axes = (self.graph.steps, "batch") if self.events else ("batch",)
         image = helper.make_tensor_value_info("images", TensorProto.UINT8, [*axes, *entry.shape])
         steps, nodes = range(self.graph.steps), self.graph.nodes
         order = product(steps, nodes) if self.graph.feedback else _layer_by_layer(nodes, steps)
@@ -169,7 +179,7 @@ class _Exporter:
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add one ONNX node; returns the name of its output."""
-        name = f"v{len(self.nodes)}"
+        name = f"/v{len(self.nodes)}"  # no node of a graph has a / in its name
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
@@ -178,7 +188,7 @@ class _Exporter:
         array = np.asarray(value, dtype)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self.constants:
-            name = f"c{len(self.constants)}"
+            name = f"/c{len(self.constants)}"
             self.constants[key] = numpy_helper.from_array(array, name)
         return self.constants[key].name
 
@@ -227,15 +237,10 @@ class _Exporter:
         batch = self.op(
             "Gather",
             self.op("Shape", "images"),
-            self.constant([0 if self._entry_bits() != 1 else 1], np.int64),
+            self.constant([int(self.events)], np.int64),
         )
         shape = self.op("Concat", batch, self.constant([features], np.int64), axis=0)
         return self.op("Expand", self.constant([[0.0]], np.float32), shape)
-
-    def _entry_bits(self) -> int:
-        entry = next(self.graph.of_kind(Input))
-        assert isinstance(entry, Input)
-        return entry.bits
 
     # results
 
@@ -280,7 +285,7 @@ def _layer_by_layer(nodes: tuple[Node, ...], steps: range) -> Iterator[tuple[int
 
 
 def _input(x: _Exporter, node: Input, _: Names, t: int) -> list[str]:
-    if node.bits == 1:
+    if x.events:
         return [x.cast(x.op("Gather", "images", x.constant(t, np.int64)), TensorProto.FLOAT)]
     if t:
         return [x.values[node.name, "out", 0]]

@@ -127,15 +127,13 @@ def match(features: Array, eligible: Array, count: int, minimum_similarity: floa
     Args:
         features: integers [N, D].
         eligible: bool [N].
-        count: largest number of merges; 0 means no limit if there is a minimum similarity.
+        count: largest number of merges; 0 for no limit.
         minimum_similarity: smallest similarity of a merge.
     """
     tokens = features.shape[0]
     partner = np.full(tokens, -1, np.int64)
     even, odd = np.arange(0, tokens, 2), np.arange(1, tokens, 2)
-    if count == 0 and minimum_similarity > 0:
-        count = len(even)
-    if not len(odd) or not count:
+    if not len(odd):
         return Matching(partner)
     exact = features.astype(np.float64)
     norms = (exact * exact).sum(axis=1)
@@ -145,7 +143,7 @@ def match(features: Array, eligible: Array, count: int, minimum_similarity: floa
     similarity[~(usable[even][:, None] & usable[odd])] = -np.inf
     best, value = similarity.argmax(axis=1), similarity.max(axis=1)
     ranked = np.lexsort((even, -value))
-    ranked = ranked[(value[ranked] > 0) & (value[ranked] >= minimum_similarity)][:count]
+    ranked = ranked[(value[ranked] > 0) & (value[ranked] >= minimum_similarity)][: count or None]
     partner[even[ranked]] = odd[best[ranked]]
     return Matching(partner)
 

@@ -121,7 +121,7 @@ def build_network(
     check_images(graph, images)
     count = image_count(graph, images)
     recorders = make_recorders(graph, count, probe_dir)
-    entry = input_node(graph)
+    entry = graph.input
     source = ImageSource(
         frames=_frames(graph, images),
         steps=graph.steps,
@@ -158,6 +158,14 @@ def prepare(graph: Graph) -> Graph:
     check_supported(graph)
     if not graph.depth:
         graph = Schedule()(graph)
+    for node in graph.nodes:
+        depth = graph.depth.get(node.name)
+        if depth is None or depth < 0 or (isinstance(node, Input) and depth):
+            wanted = "0" if isinstance(node, Input) else "0 or more"
+            raise UnsupportedTargetError(
+                f"{node.kind} {node.name} has depth {depth}, not {wanted}; run the schedule pass "
+                "again"
+            )
     for edge in graph.edges:
         node = graph[edge.target]
         arrives = graph.depth[edge.source] + edge.delay
@@ -174,16 +182,9 @@ def hardware_steps(graph: Graph, images: int) -> int:
     return images * graph.steps + max(graph.depth.values())
 
 
-def input_node(graph: Graph) -> Input:
-    """The one Input node of a valid graph."""
-    node = next(graph.of_kind(Input))
-    assert isinstance(node, Input)
-    return node
-
-
 def image_count(graph: Graph, images: Array) -> int:
     """Number of images B of an array that `check_images` accepts."""
-    return images.shape[images.ndim - 1 - len(input_node(graph).shape)]
+    return images.shape[images.ndim - 1 - len(graph.input.shape)]
 
 
 def check_images(graph: Graph, images: Array) -> None:
@@ -192,7 +193,7 @@ def check_images(graph: Graph, images: Array) -> None:
     Raises:
         DatasetError: wrong shape, type or range.
     """
-    entry = input_node(graph)
+    entry = graph.input
     rank, wanted = len(entry.shape), ", ".join(map(str, entry.shape))
     events = images.ndim == rank + 2
     if images.dtype != np.uint8:
@@ -213,7 +214,7 @@ def check_images(graph: Graph, images: Array) -> None:
 
 def _frames(graph: Graph, images: Array) -> Array:
     """What the source sends: integers [T or 1, B, ...] in wire layout."""
-    entry = input_node(graph)
+    entry = graph.input
     events = images.ndim == len(entry.shape) + 2
     pixels = images if events else pixels_to_integers(images, entry.bits)[None]
     return np.stack([np.stack([to_wire(image) for image in step]) for step in pixels])

@@ -48,7 +48,7 @@ from export.passes.rounding import (
     weight_rounding,
 )
 from export.ranges import Kind, Port, kinds
-from export.shapes import PortShapes, refuse, shapes
+from export.shapes import PortShapes, channels, refuse, shapes
 from export.validation import topological, validate
 
 Synapse = Conv | Linear
@@ -395,13 +395,13 @@ class _Quantizer:
         if isinstance(node, Add):
             return sum(
                 (self._bias_at(e.source) for e in self.graph.into(name)),
-                np.zeros(_channels(shape)),
+                np.zeros(channels(shape)),
             )
         if isinstance(node, Reshape):
             before = self._bias_at(self.graph.into(name)[0].source)
             return before if node.to == "tokens" else self._flat(before, node)
         bias = getattr(node, "bias", None)
-        return np.zeros(_channels(shape)) if bias is None else bias.astype(np.float64)
+        return np.zeros(channels(shape)) if bias is None else bias.astype(np.float64)
 
     def _flat(self, bias: npt.NDArray[np.float64], node: Reshape) -> npt.NDArray[np.float64]:
         shape = self._shape_into(node, "in")
@@ -433,10 +433,6 @@ def _is_average(node: Conv) -> bool:
     depthwise = node.weight.shape[1] == 1 and node.groups == node.weight.shape[0]
     constant = np.ptp(node.weight) == 0 and node.weight.flat[0] > 0
     return depthwise and constant and node.bias is None
-
-
-def _channels(shape: Shape) -> int:
-    return shape[0] if len(shape) == 3 else shape[-1]
 
 
 def _shift(node: Node, unit: float, target: float) -> int:

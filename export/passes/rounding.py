@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,7 +55,11 @@ class LayerRounding:
     membrane_headroom: float
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON types; headroom without a limit is None."""
+        return {
+            key: None if isinstance(value, float) and math.isinf(value) else value
+            for key, value in asdict(self).items()
+        }
 
 
 def weight_rounding(

@@ -171,7 +171,7 @@ def matches(
     partner = similarity.argmax(axis=2)
     best = similarity.max(axis=2)
     candidate = (best > 0) & (best >= minimum_similarity)
-    limit = best.shape[1] if count == 0 and minimum_similarity > 0 else count
+    limit = count or best.shape[1]
     chosen = candidate & (_ranks(np.where(candidate, best, -np.inf)) < limit)
     return np.where(chosen, partner, -1)
 

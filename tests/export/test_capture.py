@@ -277,6 +277,70 @@ class TestWhatIsCaptured:
         theirs = run(quantised, events, count_events=False).trace
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
+    def test_events_quantised_as_pixels_are_refused_where_they_are_pooled(self) -> None:
+        model = SequentialState(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 5), LIFBoxCell(BOX))
+        graph = capture(lively(model), torch.zeros(1, 1, 8, 8), STEPS, events=True)
+        with pytest.raises(GraphError, match=r"pools values up to 63, .* Quantize\(events=True\)"):
+            Quantize()(graph)
+
+    def test_names_that_results_bear_are_given_to_no_layer(self) -> None:
+        class Named(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.logits, self.images = nn.Linear(4, 4), LIFBoxCell(BOX)
+                self.output = nn.Linear(4, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.output(self.images(self.logits(x))[0])
+
+        graph = capture(Named(), torch.zeros(1, 4), STEPS)
+        names = [node.name for node in graph.nodes]
+        assert names == ["image", "logits_2", "images_2", "output_2", "output"]
+        assert graph["output_2"].source == "output"
+
+    def test_mean_of_spikes_is_refused_since_a_graph_counts_them(self) -> None:
+        class Mean(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.fc, self.lif = norse.Lift(nn.Linear(4, 3)), norse.LIF(CURRENT)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.lif(self.fc(x))[0].mean(0)
+
+        with pytest.raises(UnsupportedModuleError, match="mean of spikes; take their sum"):
+            capture(Mean(), torch.zeros(STEPS, 1, 4), STEPS, time_first=True)
+
+    def test_addition_in_place_where_nobody_reads_the_old_value(self) -> None:
+        class InPlace(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+                self.lif1, self.lif2 = LIFBoxCell(BOX), LIFBoxCell(BOX)
+
+            def forward(self, x: Tensor) -> Tensor:
+                y = self.lif1(self.a(x))[0]
+                y += self.lif2(self.b(x))[0]
+                return self.c(y)
+
+        graph = capture(InPlace(), torch.zeros(1, 4), STEPS)
+        assert len(list(graph.of_kind(Add))) == 1
+
+    @pytest.mark.parametrize("dropped", [True, False])
+    def test_addition_in_place_that_would_be_lost_is_refused(self, dropped: bool) -> None:
+        class InPlace(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+                self.lif1, self.lif2 = LIFBoxCell(BOX), LIFBoxCell(BOX)
+
+            def forward(self, x: Tensor) -> Tensor:
+                y = self.lif1(self.a(x))[0]
+                z = y.add_(self.lif2(self.b(x))[0])
+                return self.c(y) if dropped else self.c(z + y)
+
+        with pytest.raises(UnsupportedModuleError, match="in place, which is read again"):
+            capture(InPlace(), torch.zeros(1, 4), STEPS)
+
     def test_dead_branches_are_left_out(self) -> None:
         class Dead(nn.Module):
             def __init__(self) -> None:

@@ -103,7 +103,7 @@ class TestKernels:
                 similarity, target = max(found)
                 if similarity > 0 and similarity >= minimum:
                     edges.append((-similarity, a, -target))
-        limit = count or (tokens if minimum > 0 else 0)
+        limit = count or tokens
         expected = np.full(tokens, -1)
         for _, a, b in sorted(edges)[:limit]:
             expected[a] = b
