@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atsnn.threads import KERNELS
+
 
 @dataclass(frozen=True)
 class FusedNeuron:
@@ -125,18 +127,19 @@ class _FusedLIF(torch.autograd.Function):
         state = voltage.clone()
         seen = current[:1] if current.stride(0) == 0 else current
         f = np.float32
-        neuron.kernel(
-            seen.contiguous().numpy(),
-            gate.numpy(),
-            bias.numpy(),
-            state.numpy(),
-            f(neuron.keep),
-            f(neuron.gain),
-            f(neuron.threshold),
-            f(neuron.limit),
-            spikes.numpy(),
-            before.numpy(),
-        )
+        with KERNELS:
+            neuron.kernel(
+                seen.contiguous().numpy(),
+                gate.numpy(),
+                bias.numpy(),
+                state.numpy(),
+                f(neuron.keep),
+                f(neuron.gain),
+                f(neuron.threshold),
+                f(neuron.limit),
+                spikes.numpy(),
+                before.numpy(),
+            )
         ctx.set_materialize_grads(False)
         ctx.neuron = neuron
         ctx.bias_shape = bias.shape
@@ -155,20 +158,21 @@ class _FusedLIF(torch.autograd.Function):
             torch.zeros_like(spikes[0]) if grad_state is None else grad_state.contiguous().clone()
         )
         f = np.float32
-        backward_kernel(
-            grad_spikes.contiguous().numpy(),
-            spikes.numpy(),
-            before.numpy(),
-            gate.numpy(),
-            f(neuron.keep),
-            f(neuron.gain),
-            f(neuron.threshold),
-            f(neuron.unit),
-            f(neuron.slope),
-            f(neuron.limit),
-            last.numpy(),
-            grad_x.numpy(),
-        )
+        with KERNELS:
+            backward_kernel(
+                grad_spikes.contiguous().numpy(),
+                spikes.numpy(),
+                before.numpy(),
+                gate.numpy(),
+                f(neuron.keep),
+                f(neuron.gain),
+                f(neuron.threshold),
+                f(neuron.unit),
+                f(neuron.slope),
+                f(neuron.limit),
+                last.numpy(),
+                grad_x.numpy(),
+            )
         grad_bias = None
         if ctx.needs_input_grad[1]:
             grad_bias = _sum_to_bias(grad_x, ctx.bias_shape) / neuron.gain

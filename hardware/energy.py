@@ -138,6 +138,8 @@ def energy_table(
         ProfileError: unknown or incomplete profile, or one of the wrong kind.
         GpuMeasurementError: gpu is "measured" and there is no usable GPU.
     """
+    if gpu not in ("auto", "modelled", "measured", "none"):
+        raise GpuMeasurementError(f"gpu is {gpu!r}; use auto, modelled, measured or none")
     chip, gpu_figures = _profile(profile, ("chip", "convention")), _profile(gpu_profile, ("gpu",))
     dense_graph = open_all_gates(graph)
     gated = len(dense_graph.nodes) < len(graph.nodes)
@@ -250,7 +252,8 @@ def by_layer(
 
 def _spiking_rows(system: str, events: EventCounts, chip: Profile) -> list[EnergyRow]:
     rows = [spiking_row(system, events, load_profile(name)) for name in CONVENTIONS]
-    rows.append(spiking_row(system, events, chip))
+    if chip.name not in CONVENTIONS:
+        rows.append(spiking_row(system, events, chip))
     bits = chip.limits.graded_spike_bits
     if bits is not None and bits.middle == 0:
         rows.append(spiking_row(system, events, chip, "unrolled"))
@@ -318,9 +321,10 @@ def _gpu_rows(
         return []
     work = gpu_work(graph)
     problem = ""
+    rows: list[EnergyRow] = []
     if gpu != "modelled":
         try:
-            return [
+            rows = [
                 measured_row(measure_graph(graph, images, batch), work, batch, system)
                 for batch in (1, BEST_BATCH)
             ]
@@ -328,11 +332,9 @@ def _gpu_rows(
             if gpu == "measured":
                 raise
             problem = str(error)
-    return [
-        modelled_row(work, profile, 1, system, problem),
-        modelled_row(work, profile, BEST_BATCH, system, problem),
-        modelled_row(work.one_pass(), profile, BEST_BATCH, ANN, problem),
-    ]
+    if not rows:
+        rows = [modelled_row(work, profile, batch, system, problem) for batch in (1, BEST_BATCH)]
+    return [*rows, modelled_row(work.one_pass(), profile, BEST_BATCH, ANN, problem)]
 
 
 def modelled_row(
@@ -367,5 +369,7 @@ def measured_row(measurement: GpuMeasurement, work: GpuWork, batch: int, system:
         min(energies),
         max(energies),
         f"dynamic {measurement.dynamic_joules_per_image:.3g} J, "
-        f"idle {measurement.idle_watts:.1f} W, {len(energies)} windows",
+        f"idle {measurement.idle_watts:.1f} W, {len(energies)} windows, spread "
+        f"{measurement.spread:.1%}; the graph in torch, exact integers included, which a network "
+        "built for speed would not need",
     )

@@ -148,11 +148,26 @@ def load_trace(path: str | Path) -> PowerTrace:
             key: np.asarray(content[key], np.float64)
             for key in ("seconds", "millijoules", "milliwatts")
         }
-        return PowerTrace(str(content["device"]), **arrays)
+        trace = PowerTrace(str(content["device"]), **arrays)
+        _check_readings(trace)
+        return trace
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GpuMeasurementError(
             f"{path}: not a power trace ({type(error).__name__}: {error})"
         ) from error
+
+
+def _check_readings(trace: PowerTrace) -> None:
+    for readings in (trace.seconds, trace.millijoules, trace.milliwatts):
+        if readings.ndim != 1 or not np.isfinite(readings).all():
+            raise ValueError("a list of readings holds something that is no number")
+    if len(trace.milliwatts) != len(trace.seconds) or (
+        len(trace.millijoules) not in (0, len(trace.seconds))
+    ):
+        raise ValueError(
+            f"{len(trace.seconds)} moments, {len(trace.millijoules)} readings of the counter, "
+            f"{len(trace.milliwatts)} of the power"
+        )
 
 
 def evaluate(trace: PowerTrace, idle: Window, busy: list[Window]) -> GpuMeasurement:
@@ -273,7 +288,7 @@ def _visible_device(nvml: Any) -> Any:
 def gpu_problem() -> str | None:
     """Why a GPU cannot be measured here, in one line; None if it can."""
     try:
-        NvmlMeter()
+        NvmlMeter().read()
     except ModuleNotFoundError:
         return "no GPU measured: package nvidia-ml-py is not installed (extra `gpu`)"
     except Exception as error:  # NVML's own errors: no driver, no device, no permission
@@ -369,10 +384,16 @@ def measure_graph(graph: Graph, images: npt.NDArray[np.uint8], batch: int) -> Gp
 
     from export.torch_module import graph_to_torch
 
-    module = graph_to_torch(graph).eval().cuda()
     axis = image_axis(graph, images)
     filled = select(images, axis, np.arange(batch) % images.shape[axis])
-    pixels = module.prepare(filled).cuda()
+    try:
+        module = graph_to_torch(graph).eval().cuda()
+        pixels = module.prepare(filled).cuda()
+        module(pixels)
+    except torch.cuda.OutOfMemoryError as error:
+        raise GpuMeasurementError(
+            f"no GPU measured: batch {batch} does not fit its memory ({error})"
+        ) from error
 
     def workload() -> int:
         with torch.no_grad():
@@ -458,5 +479,6 @@ def modelled(work: GpuWork, profile: Profile, batch: int) -> tuple[float, float,
         overhead = kernels * gpu.operation_overhead.range[1 - side]
         watts = power.range[1 - side]
         joules.append(watts * max(arithmetic, memory, overhead) / batch)
-    used = [peak, power, gpu.utilisation, gpu.memory_bandwidth, gpu.operation_overhead]
+    used = [peak, power, gpu.utilisation, gpu.memory_bandwidth]
+    used += [gpu.operation_overhead, gpu.operations_per_node]
     return joules[0], joules[1], weakest([quantity.grade for quantity in used])

@@ -164,6 +164,19 @@ _DIMENSIONS: dict[str, str] = {
 }
 
 
+def _check_operations(prices: EnergyPrices) -> None:
+    """Every operation has one price: that of a SOP, or those of additions and of MACs."""
+    per_sop = prices.synaptic_operation is not None
+    halves = [prices.accumulate is not None, prices.multiply_accumulate is not None]
+    if per_sop == any(halves) or any(halves) != all(halves):
+        raise ValueError(
+            "energy prices operations by synaptic_operation, or by accumulate and "
+            "multiply_accumulate together"
+        )
+    if prices.convolution_operation is not None and not per_sop:
+        raise ValueError("convolution_operation needs synaptic_operation beside it")
+
+
 class Profile(_Strict):
     """One chip, convention or GPU.
 
@@ -188,6 +201,8 @@ class Profile(_Strict):
             raise ValueError("a profile of kind gpu has a section gpu, and no other kind has one")
         if self.kind != "gpu" and not any(quantity for _, quantity in self.energy):
             raise ValueError("it prices no event: give at least one number under energy")
+        if self.kind != "gpu":
+            _check_operations(self.energy)
         for section in (self.energy, self.limits, self.gpu):
             for field, quantity in section or ():
                 if quantity is not None and quantity.unit not in _UNITS[_DIMENSIONS[field]]:
@@ -233,13 +248,15 @@ def _folder() -> Any:
 
 
 def _shipped() -> list[str]:
-    return sorted(f.name.removesuffix(".yaml") for f in _folder().iterdir())
+    return sorted(
+        f.name.removesuffix(".yaml") for f in _folder().iterdir() if f.name.endswith(".yaml")
+    )
 
 
 def _parse(text: str, file: str) -> Profile:
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates, depth
         raise ProfileError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise ProfileError(

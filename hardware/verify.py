@@ -167,6 +167,8 @@ def verify(
     """
     if not images.shape[image_axis(graph, images)]:
         raise VerificationError("no images to verify on: the array of images is empty")
+    if not against:
+        raise VerificationError("nothing to compare with: name at least one stage in `against`")
     if batch < 1:
         raise VerificationError(f"batch is {batch}; verify needs at least 1 image at a time")
     engine = engine_stage(graph)
@@ -325,6 +327,7 @@ def compare(
     nodes = _compared_nodes(graph)
     missing = tuple(name for name in nodes if name not in other)
     _check_traces(nodes, missing, reference, other, names, partial)
+    _check_images(names, reference)
     shown = [name for name in nodes if name not in missing]
     compared = differing = 0
     first: Difference | None = None
@@ -381,6 +384,11 @@ def _check_traces(
             )
 
 
+def _check_images(names: tuple[str, str], reference: Trace) -> None:
+    if not len(reference[LOGITS]):
+        raise VerificationError(f"stage '{names[0]}' shows no images: there is nothing to compare")
+
+
 def _first_spike(
     name: str, unequal: npt.NDArray, a: npt.NDArray, b: npt.NDArray, first_image: int
 ) -> Difference:
@@ -399,7 +407,9 @@ def _first_logit(a: npt.NDArray, b: npt.NDArray, first_image: int) -> Difference
 
 def _joined(graph: Graph, a: StageResult, b: StageResult) -> StageResult:
     """Results of earlier images `a` and later images `b` of the same two stages."""
-    order = {name: place for place, name in enumerate([*_compared_nodes(graph), LOGITS])}
+    nodes = _compared_nodes(graph)
+    order = {name: place for place, name in enumerate([*nodes, LOGITS])}
+    lacking = {*a.nodes_missing, *b.nodes_missing}
     found = [d for d in (a.first_difference, b.first_difference) if d is not None]
     return replace(
         a,
@@ -407,5 +417,7 @@ def _joined(graph: Graph, a: StageResult, b: StageResult) -> StageResult:
         spikes_compared=a.spikes_compared + b.spikes_compared,
         spikes_differing=a.spikes_differing + b.spikes_differing,
         first_difference=min(found, key=lambda d: order[d.node], default=None),
+        nodes_compared=len(nodes) - len(lacking),
+        nodes_missing=tuple(name for name in nodes if name in lacking),
         logits_differing=a.logits_differing + b.logits_differing,
     )

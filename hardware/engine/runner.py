@@ -6,7 +6,6 @@ Without feedback a graph runs layer by layer, each layer over all time steps at 
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import Literal
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from atsnn.fixed_point import pixels_to_integers
+from atsnn.threads import KERNELS
 from export.graph import LIF, Gate, Graph, Input, Node, OrPool, Output, Readout
 from hardware.engine.executors import (
     EXECUTORS,
@@ -31,9 +31,6 @@ from hardware.events import NodeCounter, NodeLabel, Seen, collect
 Record = Literal["none", "spikes", "all"] | Collection[str]
 Array = npt.NDArray
 LOGITS = "logits"
-
-_ONE_AT_A_TIME = threading.Lock()
-"""The threading layer of the kernels is not to be entered by two threads at a time."""
 
 _BATCH_BYTES = 64 * 2**20
 _LARGEST_BATCH = 256
@@ -70,11 +67,13 @@ def run(
     _check_images(plan, images, moving)
     total = images.shape[1] if moving else len(images)
     engine = _Engine(plan, record, count_events, total)
+    if batch is not None and batch < 1:
+        raise EngineError(f"batch is {batch}; the engine runs at least 1 image at a time")
     size = batch or _batch_size(plan)
     for start in range(0, total, size):
         part = slice(start, start + size)
         pixels = images[:, part] if moving else images[None, part]
-        with _ONE_AT_A_TIME:
+        with KERNELS:
             engine.run_batch(pixels if moving else pixels_to_integers(pixels, plan.input_node.bits))
         if progress:
             progress(min(start + size, total), total)
@@ -226,7 +225,8 @@ class _Engine:
             elif port in before:
                 value = before[port]
             else:
-                value = np.zeros((1, 1, *self.plan.shapes[port]), np.int64)
+                images = now[self.plan.input_node.name, "out"].shape[1]
+                value = np.zeros((1, images, *self.plan.shapes[port]), np.int64)
             inputs.setdefault(edge.target_port, []).append(value)
         if node.name in self.plan.attention_gates:
             inputs["gate"] = [now[self.plan.attention_gates[node.name]]]

@@ -116,6 +116,8 @@ class InProcessRuntime:
             )
         if self.is_running:
             raise LavaRuntimeError("the network is running; wait(), pause() or stop() it first")
+        if condition.num_steps < 0:
+            raise LavaRuntimeError(f"RunSteps({condition.num_steps}): give 0 steps or more")
         self.num_steps = condition.num_steps
         self._scheduler.begin(condition.num_steps)
         if condition.blocking:

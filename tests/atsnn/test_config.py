@@ -162,7 +162,7 @@ def test_an_unknown_key_of_a_stage_is_named_with_the_known_ones():
 
 def test_a_stage_starts_from_the_one_before_and_from_nowhere_else():
     stage = {"name": "a", "train": {"initial": "elsewhere"}}
-    with pytest.raises(ConfigError, match="train.initial belongs to the run"):
+    with pytest.raises(ConfigError, match=r"train\.initial belongs to the run"):
         parse(RunConfig, {"stages": [stage]}, "file")
 
 

@@ -93,13 +93,17 @@ class TestGoldenFigures:
     def test_blouw_2019_energy_is_power_over_rate(
         self, watts: float, rate: float, joules: str
     ) -> None:
-        """Dynamic and total power of GPU, CPU and Loihi, through the arithmetic of a trace."""
-        moments = np.arange(-1, 1010) * 0.1
-        trace = gpu.PowerTrace("board", moments, 1e3 * watts * moments, 0 * moments)
+        """Power of GPU, CPU and Loihi above an idle board, through the arithmetic of a trace."""
+        idle = 15.0
+        moments = np.arange(-101, 1010) * 0.1
+        millijoules = 1e3 * (idle * moments + watts * np.maximum(moments, 0))
+        trace = gpu.PowerTrace("board", moments, millijoules, 0 * moments)
         images = round(rate * 100)
-        result = gpu.evaluate(trace, gpu.Window(0, 10), [gpu.Window(0, 100, images)])
+        result = gpu.evaluate(trace, gpu.Window(-10, 0), [gpu.Window(0, 100, images)])
         digits = len(joules.partition(".")[2])
-        assert f"{result.total_joules_per_image:.{digits}f}" == joules
+        assert f"{result.dynamic_joules_per_image:.{digits}f}" == joules
+        total = result.dynamic_joules_per_image + idle * 100 / images
+        assert result.total_joules_per_image == pytest.approx(total)
 
 
 class TestPrices:
@@ -230,7 +234,9 @@ class TestTable:
         measured = gpu.evaluate(trace, gpu.Window(0, 10), windows)
         monkeypatch.setattr(energy, "measure_graph", lambda graph, images, batch: measured)
         rows = energy_table(conv_network(), images_for(conv_network(), 1)).rows
-        first, second = (row for row in rows if "GPU" in row.system)
+        first, second, ann = (row for row in rows if "GPU" in row.system)
+        assert ann.system.startswith(ANN)
+        assert "modelled" in ann.note
         assert first.system.endswith("batch 1")
         assert second.system.endswith("batch 256")
         assert first.grade == "measured"
@@ -242,6 +248,17 @@ class TestTable:
         monkeypatch.setattr(gpu, "gpu_problem", lambda: "no GPU measured: none here")
         with pytest.raises(GpuMeasurementError, match="none here"):
             energy_table(conv_network(), images_for(conv_network(), 1), gpu="measured")
+
+    def test_an_unknown_way_to_get_gpu_rows(self) -> None:
+        with pytest.raises(GpuMeasurementError, match="gpu is 'nope'; use auto, modelled"):
+            energy_table(conv_network(), images_for(conv_network(), 1), gpu="nope")  # pyright: ignore[reportArgumentType] that is the point
+
+    def test_a_convention_as_profile_is_not_shown_twice(self) -> None:
+        table = energy_table(
+            conv_network(), images_for(conv_network(), 1), profile="45nm-fp32", gpu="none"
+        )
+        shown = [(row.system, row.convention) for row in table.rows]
+        assert len(shown) == len(set(shown))
 
     def test_events_over_time_are_counted_by_their_second_axis(self) -> None:
         graph = conv_network(bits=1)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masked_reference import simulate
 from tiny_networks import Adaptive, Order, Sketch, conv_network, images_for
 
 from atsnn.fixed_point import NeuronConstants, lif_step
+from atsnn.neurons import SpikingNeuron
 from export.graph import (
     LIF,
     Attention,
     Conv,
+    Gate,
     Graph,
     Input,
     Linear,
@@ -477,3 +481,42 @@ class TestRefusals:
         s.node(Output("output", ""), in_="lif")
         with pytest.raises(EngineError, match=r"LIF lif of shape \[2, 1, 1\]; end the network"):
             run(s.graph(1), np.zeros((1, 1, 3, 3), np.uint8))
+
+
+def test_a_gate_that_only_looks_back_without_accumulating() -> None:
+    """At the first step nothing has arrived at it yet, for each of the images."""
+    graph = Adaptive(order="rectangle", merge=0).build()
+    gates = {node.name for node in graph.of_kind(Gate)}
+    nodes = tuple(
+        replace(node, accumulate=False) if isinstance(node, Gate) else node for node in graph.nodes
+    )
+    edges = tuple(
+        replace(edge, lag=1) if edge.target in gates and edge.target_port == "score" else edge
+        for edge in graph.edges
+    )
+    graph = replace(graph, nodes=nodes, edges=edges)
+    images = images_for(graph, 3)
+    found = run(graph, images)
+    assert all(gate[0].all() for gate in found.gates.values())
+    for image in range(3):
+        alone = run(graph, images[image : image + 1])
+        np.testing.assert_array_equal(alone.logits[0], found.logits[image])
+
+
+def test_a_batch_of_no_images_is_refused() -> None:
+    graph = Adaptive().build()
+    with pytest.raises(EngineError, match="at least 1 image at a time"):
+        run(graph, images_for(graph, 1), batch=0)
+
+
+def test_threads_of_engine_and_fused_neurons_take_turns() -> None:
+    """numba's workqueue would end the process if both were in a kernel at the same time."""
+    graph = Adaptive().build()
+    images = images_for(graph, 4)
+    neuron, current = SpikingNeuron(2.0, 1.0), torch.rand(4, 8, 16, 64) * 3
+    expected, spikes = run(graph, images).logits, neuron(current)[0]
+    with ThreadPoolExecutor(2) as pool:
+        logits = [pool.submit(lambda: run(graph, images).logits) for _ in range(4)]
+        fired = [pool.submit(lambda: neuron(current)[0]) for _ in range(4)]
+    assert all(np.array_equal(found.result(), expected) for found in logits)
+    assert all(torch.equal(found.result(), spikes) for found in fired)

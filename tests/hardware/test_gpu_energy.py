@@ -248,3 +248,21 @@ class TestRoofline:
     def test_a_profile_that_is_no_gpu(self) -> None:
         with pytest.raises(ProfileError, match="'loihi1' is a chip, a GPU is wanted"):
             modelled(SPIKFORMER_4_384, load_profile("loihi1"), 1)
+
+
+class TestReadingsOfATraceFile:
+    @pytest.mark.parametrize(
+        ("field", "values"),
+        [
+            ("millijoules", [1.0]),
+            ("milliwatts", [1.0, 2.0, 3.0]),
+            ("seconds", [0.0, float("nan")]),
+            ("seconds", [[0.0, 1.0]]),
+        ],
+    )
+    def test_that_do_not_belong_together_are_refused(self, tmp_path, field, values) -> None:
+        content = {"seconds": [0, 1], "millijoules": [0, 1], "milliwatts": [1, 1]}
+        path = tmp_path / "trace.json"
+        path.write_text(json.dumps({"device": "board", **content, field: values}))
+        with pytest.raises(GpuMeasurementError, match="not a power trace"):
+            load_trace(path)

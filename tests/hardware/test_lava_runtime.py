@@ -218,6 +218,8 @@ class TestRunning:
         with network(Counter()) as runtime:
             with pytest.raises(LavaRuntimeError, match=r"RunContinuous needs .* use RunSteps"):
                 runtime.run(RunContinuous())
+            with pytest.raises(LavaRuntimeError, match=r"RunSteps\(-1\): give 0 steps or more"):
+                runtime.run(RunSteps(-1))
 
     def test_without_run_configuration(self):
         with pytest.raises(LavaRuntimeError, match="process counter is not compiled"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hardware.errors import ProfileError
 from hardware.profile import GRADES, Quantity, load_profile, profile_names, weakest
@@ -143,3 +144,36 @@ class TestRefusals:
     def test_a_file_that_is_no_mapping(self, tmp_path: Path) -> None:
         with pytest.raises(ProfileError, match="mapping of fields, not list"):
             load_profile(written(tmp_path, "- 1\n"))
+
+
+NUMBER = {"value": 1, "unit": "pJ", "grade": "measured", "source": "bench"}
+
+
+class TestPricesOfOperations:
+    """Whatever a network does is priced, once."""
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            ("hop_east_west",),
+            ("convolution_operation",),
+            ("accumulate",),
+            ("synaptic_operation", "accumulate", "multiply_accumulate"),
+        ],
+    )
+    def test_a_profile_that_would_price_them_in_part_is_refused(self, tmp_path, fields) -> None:
+        content = {
+            "name": "chip",
+            "kind": "chip",
+            "convention": "Chip",
+            "energy": dict.fromkeys(fields, NUMBER),
+        }
+        (tmp_path / "chip.yaml").write_text(yaml.safe_dump(content))
+        with pytest.raises(ProfileError, match=r"synaptic_operation"):
+            load_profile(tmp_path / "chip.yaml")
+
+    @pytest.mark.parametrize("text", ["name: 2024-13-45", "[" * 5000])
+    def test_yaml_that_cannot_be_read(self, tmp_path, text) -> None:
+        (tmp_path / "chip.yaml").write_text(text)
+        with pytest.raises(ProfileError, match=r"chip\.yaml: not valid YAML"):
+            load_profile(tmp_path / "chip.yaml")

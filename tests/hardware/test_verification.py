@@ -146,7 +146,20 @@ class TestOneWrongSpike:
 
 
 class TestPartialStages:
-    """Lava at grain "blocks" shows only what leaves a block."""
+    """A stage of the user's own that shows only what leaves a block."""
+
+    def test_what_is_missing_in_any_batch_counts_as_missing(self) -> None:
+        calls = []
+
+        def fading(images: np.ndarray) -> Trace:
+            calls.append(len(images))
+            values = engine_trace(GRAPH)(images)
+            kept = ("stem.lif", "logits") if len(calls) > 1 else tuple(values)
+            return {name: values[name] for name in kept}
+
+        (stage,) = verify(GRAPH, IMAGES, [Stage("fading", fading, partial=True)], batch=3).stages
+        assert stage.nodes_compared == 1
+        assert "block1.q_lif" in stage.nodes_missing
 
     def test_say_which_layers_they_do_not_show(self) -> None:
         def outside(images: np.ndarray) -> Trace:
@@ -169,6 +182,16 @@ class TestPartialStages:
 
 
 class TestRefusals:
+    def test_no_stage(self) -> None:
+        with pytest.raises(VerificationError, match="name at least one stage"):
+            verify(GRAPH, IMAGES, [])
+
+    def test_traces_without_images(self) -> None:
+        values = engine_trace(GRAPH)(IMAGES)
+        none = {name: v[:0] if name == "logits" else v[:, :0] for name, v in values.items()}
+        with pytest.raises(VerificationError, match="nothing to compare"):
+            compare(GRAPH, none, none)
+
     def test_an_unknown_stage(self) -> None:
         with pytest.raises(VerificationError, match=r"'loihi'; choose from engine, lava-layers"):
             verify(GRAPH, IMAGES, ["loihi"])
