@@ -33,7 +33,6 @@ import numpy as np
 import numpy.typing as npt
 
 PerImage = npt.NDArray[np.int64]
-Seen = dict[Any, Any]
 
 FIELDS = (
     "sops",
@@ -182,13 +181,9 @@ class EventCounts:
 
 @dataclass
 class NodeCounter:
-    """Collects the events of one node over one batch of images; the engine writes, nobody else.
-
-    `seen`: counts that the nodes of a batch share, because they read the same values.
-    """
+    """Collects the events of one node over one batch of images; the engine writes, nobody else."""
 
     images: int
-    seen: Seen = field(default_factory=dict)
     counts: dict[str, PerImage] = field(default_factory=dict)
     orders: dict[str, AttentionOrder] = field(default_factory=dict)
 

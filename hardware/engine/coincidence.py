@@ -9,7 +9,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from hardware.engine.rows import Array, active
+from hardware.engine.rows import Array
 
 MESSAGES, SCORES, SCORE_READS, TABLE, TABLE_READS = range(5)
 """Columns of the counts: spikes read; coincidences and reads of (q k^T) v and of q (k^T v)."""
@@ -123,4 +123,14 @@ def _readers(meets, index, values, met):
     found = np.int32(0)
     for m in range(len(met)):
         found += met[m] * values[m]
+    return found
+
+
+@numba.njit(cache=True)
+def active(row, index):
+    """Write the places of the non-zero entries to `index` (one longer than the row); how many."""
+    found = 0
+    for i in range(len(row)):
+        index[found] = i
+        found += row[i] != 0
     return found

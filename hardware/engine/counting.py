@@ -1,16 +1,16 @@
-"""Counts of messages, per image, of arrays [S, B, ...] that stand for `steps` time steps."""
+"""Counts of messages, per image, of values [S, B, ...] that stand for `steps` time steps."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from hardware.engine import tally
-from hardware.events import NodeCounter, PerImage, Seen
+from hardware.engine.rows import Array
+from hardware.engine.shared import Shared
+from hardware.engine.tally import RowArray
+from hardware.events import NodeCounter, PerImage
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Traffic:
 
 def weigh(
     counter: NodeCounter,
-    values: npt.NDArray,
-    fan_out: npt.NDArray | int,
+    shared: Shared,
+    values: Array,
+    fan_out: npt.NDArray[np.int64] | int,
     repeat: int,
     traffic: Traffic,
     *,
@@ -41,93 +42,47 @@ def weigh(
 
     Args:
         counter: of the node that receives the messages.
+        shared: of the batch.
         values: what arrives.
-        fan_out: int, or int64 [H, W] where the values are maps [S, B, C, H, W].
+        fan_out: int, or one for each row, int64 [R] (rows are tokens or pixels).
         repeat: time steps that each of the S entries stands for.
         traffic: how values above 1 count.
-        gate: bool [G, B, N] of tokens [S, B, N, D]: what closed ones hold is not sent.
+        gate: bool [G, B, R]: what closed rows hold is not sent.
     """
-    counts = repeat * _tally(values, fan_out, traffic.unit, gate, counter.seen)
-    sops = counts[:, tally.SYNAPSES]
+    counts = shared.counts(values, traffic.unit)
+    sops = repeat * _per_image(counts.messages, fan_out, gate)
     macs = np.zeros_like(sops)
     if values.dtype != np.bool_ and traffic.pixels:
         macs = sops
-    elif traffic.multiplied:
-        macs = counts[:, tally.GRADED]
-    counter.add("messages", counts[:, tally.MESSAGES])
+    elif traffic.multiplied and values.dtype != np.bool_:
+        macs = repeat * _per_image(counts.graded, fan_out, gate)
+    unrolled = sops
+    if values.dtype != np.bool_:
+        unrolled = repeat * _per_image(counts.unrolled, fan_out, gate)
+    counter.add("messages", repeat * _per_image(counts.messages, 1, gate))
     counter.add("sops", sops)
     counter.add("acs", sops - macs)
     counter.add("macs", macs)
-    counter.add("unrolled_acs", counts[:, tally.UNROLLED])
+    counter.add("unrolled_acs", unrolled)
 
 
-def nonzero(values: npt.NDArray, seen: Seen | None = None) -> PerImage:
-    """Entries of [S, B, ...] that are not 0, per image, int64 [B]."""
-    return _tally(values, 1, 1, None, seen)[:, tally.MESSAGES]
+def _per_image(
+    counts: RowArray, fan_out: npt.NDArray[np.int64] | int, gate: npt.NDArray[np.bool_] | None
+) -> PerImage:
+    """Sum of counts [S, B, R] over steps and open rows, each times its fan-out: int64 [B]."""
+    if gate is not None:
+        counts = counts * gate
+    rows = counts.sum(axis=0, dtype=np.int64)
+    if isinstance(fan_out, int):
+        return rows.sum(axis=1) * fan_out
+    return rows @ fan_out
 
 
-def _tally(
-    values: npt.NDArray,
-    fan_out: npt.NDArray | int,
-    unit: int,
-    gate: npt.NDArray[np.bool_] | None,
-    seen: Seen | None,
-) -> npt.NDArray[np.int64]:
-    """Columns of `tally`, int64 [B, 4]; what several nodes read is counted once."""
-    if not isinstance(fan_out, int):
-        return _tally_maps(values, fan_out, unit)
-    key = id(values), id(gate), unit
-    before = seen.get(key) if seen else None
-    if (
-        before is None
-        or before[0]() is not values
-        or (gate is not None and before[1]() is not gate)
-    ):
-        before = _reference(values), _reference(gate), _tally_rows(values, unit, gate)
-        if seen is not None:
-            seen[key] = before
-    return before[2] * np.array([1, fan_out, fan_out, fan_out])
+def messages(shared: Shared, values: Array, unit: int = 1) -> PerImage:
+    """Values of [S, B, ...] that are not 0, per image, int64 [B]."""
+    return _per_image(shared.counts(values, unit).messages, 1, None)
 
 
-def _reference(values: npt.NDArray | None) -> Callable[[], npt.NDArray | None]:
-    return (lambda: None) if values is None else weakref.ref(values)
-
-
-def _tally_rows(
-    values: npt.NDArray, unit: int, gate: npt.NDArray[np.bool_] | None
-) -> npt.NDArray[np.int64]:
-    """Every value meets one synapse."""
-    steps, images, *shape = values.shape
-    rows = 1 if gate is None else shape[0]
-    held = np.ascontiguousarray(values).reshape(steps, images, rows, -1)
-    closed = np.zeros((0, images, rows), np.bool_) if gate is None else gate
-    closed = np.ascontiguousarray(closed)
-    if values.dtype != np.bool_:
-        return _graded(held, closed, np.ones(1, np.int64), unit)
-    if held.shape[-1] % 8:
-        held = np.pad(held, [(0, 0)] * 3 + [(0, -held.shape[-1] % 8)])
-    found = np.empty(images, np.int64)
-    tally.tally_spikes(held.view(np.uint64), closed, found)
-    return np.stack([found, found, found, np.zeros_like(found)], axis=1)
-
-
-def _tally_maps(values: npt.NDArray, fan_out: npt.NDArray, unit: int) -> npt.NDArray[np.int64]:
-    """Maps [S, B, C, H, W], whose pixels meet `fan_out` [H, W] synapses."""
-    steps, images, channels, *_ = values.shape
-    held = np.ascontiguousarray(values).reshape(steps, images, channels, -1)
-    reach = fan_out.astype(np.int64).reshape(-1)
-    if values.dtype != np.bool_:
-        return _graded(held, np.zeros((0, images, channels), np.bool_), reach, unit)
-    places = np.empty((images, len(reach)), np.int32)
-    tally.tally_places(held.view(np.uint8), places)
-    found, synapses = places.sum(axis=1, dtype=np.int64), places @ reach
-    return np.stack([found, synapses, synapses, np.zeros_like(found)], axis=1)
-
-
-def _graded(
-    held: npt.NDArray, closed: npt.NDArray[np.bool_], reach: npt.NDArray[np.int64], unit: int
-) -> npt.NDArray[np.int64]:
-    counts = np.empty((held.shape[1], 4), np.int64)
-    wide = np.int64 if held.dtype.itemsize > 4 else np.int32
-    tally.tally_graded(held.astype(wide, copy=False), closed, reach, unit, counts)
-    return counts
+def nonzero(values: Array) -> PerImage:
+    """The same of a small array [S, B, ...] that nothing else counts."""
+    return np.count_nonzero(values, axis=(0, *range(2, values.ndim))).astype(np.int64)

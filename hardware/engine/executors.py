@@ -29,22 +29,30 @@ from export.graph import (
     Reshape,
 )
 from hardware.engine import coincidence, counting, kernels
+from hardware.engine.addition import add_rows, integers_for
 from hardware.engine.coincidence import attend
 from hardware.engine.counting import Traffic
+from hardware.engine.lists import EventLists
 from hardware.engine.neurons import Neurons
 from hardware.engine.plan import Plan
 from hardware.engine.pooling import pool_spikes
-from hardware.engine.rows import NarrowWeights, sum_rows
-from hardware.engine.scatter import Scatter
+from hardware.engine.rows import as_rows, from_rows, line_width
+from hardware.engine.shared import Shared
+from hardware.engine.synapses import (
+    SpikingSynapses,
+    Synapses,
+    can_fuse,
+    fits_eight_bits,
+    map_window,
+    token_window,
+)
+from hardware.engine.tally import of_spikes
 from hardware.errors import EngineError
-from hardware.events import SCORES_FIRST, TABLE_FIRST, AttentionOrder, NodeCounter
+from hardware.events import SCORES_FIRST, TABLE_FIRST, AttentionOrder, NodeCounter, PerImage
 
 Array = npt.NDArray[Any]
 Inputs = Mapping[str, Sequence[Array]]
 Outputs = dict[str, Array]
-
-DENSE_ABOVE = 0.6
-"""Share of non-zero inputs above which a layer goes through BLAS; the result is the same."""
 
 _ORDERS = (
     (SCORES_FIRST, coincidence.SCORES, coincidence.SCORE_READS),
@@ -55,17 +63,20 @@ _ORDERS = (
 class Executor:
     """What all executors share.
 
-    `start(images)` sets the state to that before the first step of a batch.
+    `start(images, shared)` sets the state to that before the first step of a batch.
     `advance(inputs, steps, counter)` lets `steps` time steps pass and returns the value of each
     output port, [steps, B, ...], or [1, B, ...] if it stands still; with a counter it counts.
     """
+
+    shared: Shared
 
     def __init__(self, node: Node, plan: Plan) -> None:
         self.node_name = node.name
         self.plan = plan
 
-    def start(self, images: int) -> None:
-        """Begin a batch; executors without state have nothing to do."""
+    def start(self, images: int, shared: Shared) -> None:
+        """Begin a batch; `images` matters to executors that have state."""
+        self.shared = shared
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         raise NotImplementedError
@@ -78,77 +89,85 @@ class Executor:
             for source in sources
         ]
 
+    def count_relays(self, counter: NodeCounter, out: Array, repeat: int, unit: int) -> None:
+        """Neuron updates of a node that only passes on: active where its output is not 0."""
+        active = repeat * counting.messages(self.shared, out, unit)
+        counter.add("updates_active", active)
+        counter.add("updates_idle", repeat * len(out) * int(np.prod(out.shape[2:])) - active)
 
-class ConvExecutor(Executor):
-    def __init__(self, node: Conv, plan: Plan) -> None:
+
+class SynapseExecutor(Executor):
+    """A Conv or Linear whose sums are wanted themselves."""
+
+    def __init__(self, node: Conv | Linear, plan: Plan) -> None:
         super().__init__(node, plan)
-        largest = plan.bound_into(node.name, "in").magnitude
-        self.convolve = kernels.Convolution(
-            node.weight,
-            node.stride,
-            node.padding,
-            node.dilation,
-            node.groups,
-            kernels.exact_dtype(node.name, node.weight, largest),
-        )
-        self.scatter = None
-        if _can_scatter(node):
-            self.scatter = Scatter(node.weight, node.padding, _largest_sum(plan, node))
-        self.size = plan.shape_into(node.name, "in")[1:]
-
-    def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
-        (maps,) = inputs["in"]
-        if counter:
-            fan_out = self.convolve.fan_out((self.size[0], self.size[1]))
-            counting.weigh(counter, maps, fan_out, steps // len(maps), *self.traffic("in"))
-        out = self._product(maps.reshape(-1, *maps.shape[2:]))
-        return {"out": out.reshape(*maps.shape[:2], *out.shape[1:])}
-
-    def _product(self, maps: Array) -> Array:
-        if self.scatter is None or not _sparse(maps):
-            return self.convolve(maps)
-        return self.scatter(_for_kernels(maps))
-
-
-class LinearExecutor(Executor):
-    def __init__(self, node: Linear, plan: Plan) -> None:
-        super().__init__(node, plan)
-        largest = plan.bound_into(node.name, "in").magnitude
-        dtype = kernels.exact_dtype(node.name, node.weight, largest)
-        self.matrix = np.ascontiguousarray(node.weight.T.astype(dtype))
-        self.narrow = None
-        if NarrowWeights.fits(node.weight):
-            self.narrow = NarrowWeights(node.weight.T, _largest_sum(plan, node))
+        self.shape = plan.shape_into(node.name, "in")
+        self.out_shape = plan.shapes[node.name, "out"]
+        self.bound = plan.bound_into(node.name, "in")
+        self.fan_out = _fan_out(node, self.shape)
+        self.synapses = pack(node, plan) if can_pack(node) else None
+        self.dense = None if self.synapses else _dense(node, self.bound.magnitude)
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         (values,) = inputs["in"]
-        gate = inputs["gate"][0] if inputs.get("gate") else None
-        if gate is not None and gate.all():
-            gate = None
+        gate = _some_closed(inputs)
         if counter:
-            repeat = steps // len(values) if gate is None else 1
-            width = self.matrix.shape[1]
-            counting.weigh(counter, values, width, repeat, *self.traffic("in"), gate=gate)
-        if gate is None:
-            return {"out": self._product(values, None)}
-        values = np.broadcast_to(values, (len(gate), *values.shape[1:]))
-        return {"out": self._product(values, np.flatnonzero(gate))}
+            self.count(values, gate, steps, counter)
+        if self.synapses:
+            sums = self.synapses.sums(self.lists(values, gate), gate)
+            return {"out": from_rows(sums, self.out_shape)}
+        return {"out": self._multiplied(values, gate)}
 
-    def _product(self, values: Array, rows: Array | None) -> Array:
-        """Of some rows, or of all; the others give zero."""
-        flat = values.reshape(-1, values.shape[-1])
-        if self.narrow is not None and _sparse(flat):
-            rows = np.arange(len(flat)) if rows is None else rows
-            out = sum_rows(_for_kernels(flat), rows, self.narrow)
-        elif rows is None:
-            out = self._dense(flat)
-        else:
-            out = np.zeros((len(flat), self.matrix.shape[1]), np.int32)
-            out[rows] = self._dense(flat[rows])
-        return out.reshape(*values.shape[:-1], self.matrix.shape[1])
+    def lists(self, values: Array, gate: Array | None) -> EventLists:
+        return self.shared.lists(values, line_width(self.shape), gate, self.bound)
 
-    def _dense(self, rows: Array) -> Array:
-        return (rows.astype(self.matrix.dtype) @ self.matrix).astype(np.int32)
+    def count(self, values: Array, gate: Array | None, steps: int, counter: NodeCounter) -> None:
+        """Count what arrives."""
+        repeat = steps // len(values) if gate is None else steps // max(len(gate), len(values))
+        (traffic,) = self.traffic("in")
+        counting.weigh(counter, self.shared, values, self.fan_out, repeat, traffic, gate=gate)
+
+    def _multiplied(self, values: Array, gate: Array | None) -> Array:
+        assert self.dense is not None
+        if gate is not None:
+            values = np.where(gate[..., None], values, 0)
+        out = self.dense(values.reshape(-1, *values.shape[2:]))
+        return out.reshape(*values.shape[:2], *self.out_shape)
+
+
+class SpikingSynapseExecutor(SynapseExecutor):
+    """A Conv or Linear together with the LIF neurons behind it, from the first step to the last."""
+
+    def __init__(self, node: Conv | Linear, neurons: LIF, plan: Plan) -> None:
+        super().__init__(node, plan)
+        assert self.synapses is not None  # see `fusible`
+        assert neurons.constants is not None
+        self.size = int(np.prod(self.out_shape))
+        self.spiking = SpikingSynapses(self.synapses, neurons.constants)
+
+    def run(
+        self,
+        inputs: Inputs,
+        steps: int,
+        counter: NodeCounter | None,
+        neuron_counter: NodeCounter | None,
+    ) -> Outputs:
+        """As `advance`, with a counter for each of the two nodes."""
+        (values,) = inputs["in"]
+        gate = _some_closed(inputs)
+        fired = self.spiking.fire(self.lists(values, gate), gate, steps)
+        spikes = from_rows(fired.spikes, self.out_shape)
+        self.shared.keep_counts(spikes, of_spikes(fired.found))
+        if counter and neuron_counter:
+            self.count(values, gate, steps, counter)
+            gated: PerImage | int = 0
+            if gate is not None:
+                gated = counting.nonzero(~gate) * self.synapses.outputs * (steps // len(gate))
+            neuron_counter.add("updates_gated", gated)
+            neuron_counter.add("updates_idle", fired.idle)
+            neuron_counter.add("updates_active", steps * self.size - gated - fired.idle)
+            neuron_counter.add("spikes", counting.messages(self.shared, spikes))
+        return {"out": spikes}
 
 
 class LIFExecutor(Executor):
@@ -160,7 +179,8 @@ class LIFExecutor(Executor):
         largest = plan.bound_into(node.name, "in").magnitude
         self.neurons = Neurons(node.constants, shape, largest)
 
-    def start(self, images: int) -> None:
+    def start(self, images: int, shared: Shared) -> None:
+        super().start(images, shared)
         self.neurons.start(images)
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
@@ -171,7 +191,7 @@ class LIFExecutor(Executor):
             counter.add("updates_gated", fired.gated)
             counter.add("updates_idle", fired.idle)
             counter.add("updates_active", steps * self.size - fired.gated - fired.idle)
-            counter.add("spikes", counting.nonzero(fired.spikes, counter.seen))
+            counter.add("spikes", counting.messages(self.shared, fired.spikes))
         return {"out": fired.spikes}
 
 
@@ -180,19 +200,27 @@ class OrPoolExecutor(Executor):
         super().__init__(node, plan)
         self.window = node.kernel, node.stride, node.padding
         _, height, width = plan.shape_into(node.name, "in")
-        self.hits = kernels.window_hits((height, width), *self.window)
+        self.hits = kernels.window_hits((height, width), *self.window).reshape(-1)
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         (maps,) = inputs["in"]
-        pool = pool_spikes if maps.dtype == np.bool_ else kernels.or_pool
-        out = pool(maps.reshape(-1, *maps.shape[2:]), *self.window)
-        out = out.reshape(*maps.shape[:2], *out.shape[1:])
+        out = self._spikes(maps) if maps.dtype == np.bool_ else self._largest(maps)
         if counter:
             repeat = steps // len(maps)
-            counting.weigh(counter, maps, self.hits, repeat, *self.traffic("in", False))
-            counter.add("spikes", repeat * counting.nonzero(out))
-            _count_relays(counter, out, repeat)
+            (traffic,) = self.traffic("in", False)
+            counting.weigh(counter, self.shared, maps, self.hits, repeat, traffic)
+            counter.add("spikes", repeat * counting.messages(self.shared, out, traffic.unit))
+            self.count_relays(counter, out, repeat, traffic.unit)
         return {"out": out}
+
+    def _spikes(self, maps: Array) -> Array:
+        last = np.ascontiguousarray(np.moveaxis(maps, 2, -1))
+        out = pool_spikes(last.reshape(-1, *last.shape[2:]), *self.window)
+        return np.moveaxis(out.reshape(*last.shape[:2], *out.shape[1:]), -1, 2)
+
+    def _largest(self, maps: Array) -> Array:
+        out = kernels.or_pool(maps.reshape(-1, *maps.shape[2:]), *self.window)
+        return out.reshape(*maps.shape[:2], *out.shape[1:])
 
 
 class ReshapeExecutor(Executor):
@@ -204,26 +232,24 @@ class ReshapeExecutor(Executor):
         (maps,) = inputs["in"]
         if self.to == "flatten":
             return {"out": maps.reshape(*maps.shape[:2], -1)}
-        grid = maps.reshape(*maps.shape[:3], -1)
-        return {"out": np.ascontiguousarray(np.swapaxes(grid, -1, -2))}
+        return {"out": as_rows(maps)}
 
 
 class AddExecutor(Executor):
     def __init__(self, node: Add, plan: Plan) -> None:
         super().__init__(node, plan)
         self.shifts = node.shifts
+        self.shape = plan.shapes[node.name, "out"]
+        self.dtype = integers_for(plan.bounds[node.name, "out"])
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
-        shape = np.broadcast_shapes(*(value.shape for value in inputs["in"]))
-        total = np.zeros(shape, np.int32)
-        for value, shift in zip(inputs["in"], self.shifts, strict=True):
-            part = value.astype(np.int32)
-            part <<= shift
-            total += part
+        addends = [as_rows(value) for value in inputs["in"]]
+        total = from_rows(add_rows(addends, self.shifts, self.dtype), self.shape)
         if counter:
             for value, traffic in zip(inputs["in"], self.traffic("in", False), strict=True):
-                counting.weigh(counter, value, 1, steps // len(value), traffic)
-            _count_relays(counter, total, steps // len(total))
+                counting.weigh(counter, self.shared, value, 1, steps // len(value), traffic)
+            unit = self.plan.units[self.node_name]
+            self.count_relays(counter, total, steps // len(total), unit)
         return {"out": total}
 
 
@@ -249,7 +275,7 @@ class AttentionExecutor(Executor):
         gated = 0
         if gate is not None:
             gated = counting.nonzero(~gate) * out.shape[-1] * repeat
-        _count_relays(counter, out, repeat)
+        self.count_relays(counter, out, repeat, 1)
         counter.add("updates_idle", -gated)
         counter.add("updates_gated", gated)
 
@@ -279,7 +305,8 @@ class GateExecutor(Executor):
         self.threshold, self.accumulate = node.threshold, node.accumulate
         self.tokens = plan.shapes[node.name, "out"][0]
 
-    def start(self, images: int) -> None:
+    def start(self, images: int, shared: Shared) -> None:
+        super().start(images, shared)
         self.total = np.zeros((images, self.tokens), np.int64)
         self.before: Array | None = None
 
@@ -323,7 +350,8 @@ class MergeExecutor(Executor):
         super().__init__(node, plan)
         self.node = node
 
-    def start(self, images: int) -> None:
+    def start(self, images: int, shared: Shared) -> None:
+        super().start(images, shared)
         self.reduction: kernels.Reduction | None = None
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
@@ -389,7 +417,7 @@ class MergeExecutor(Executor):
         elements = counting.nonzero((stream != 0) & involved[..., None])
         counter.add("messages", elements)
         _add_macs(counter, elements)
-        _count_relays(counter, out, 1)
+        self.count_relays(counter, out, 1, self.plan.units[self.node_name])
 
 
 class ReadoutExecutor(Executor):
@@ -399,7 +427,8 @@ class ReadoutExecutor(Executor):
         self.bias = node.bias.astype(np.int64)
         self.scale = node.scale
 
-    def start(self, images: int) -> None:
+    def start(self, images: int, shared: Shared) -> None:
+        super().start(images, shared)
         self.total = np.zeros((images, self.weight.shape[1]), np.int64)
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
@@ -413,7 +442,8 @@ class ReadoutExecutor(Executor):
         self.total += repeat * weighted.sum(axis=over)
         if counter:
             sized = bool(inputs.get("size"))
-            counting.weigh(counter, weighted, 1, repeat, *self.traffic("x", sized))
+            (traffic,) = self.traffic("x", sized)
+            counting.weigh(counter, self.shared, weighted, 1, repeat, traffic)
             counter.add("updates_active", steps * self.weight.shape[1])
         return {}
 
@@ -432,7 +462,8 @@ class OutputExecutor(Executor):
         super().__init__(node, plan)
         self.width = plan.shapes[node.name, "out"][0]
 
-    def start(self, images: int) -> None:
+    def start(self, images: int, shared: Shared) -> None:
+        super().start(images, shared)
         self.total = np.zeros((images, self.width), np.int64)
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
@@ -441,30 +472,73 @@ class OutputExecutor(Executor):
         return {}
 
 
-def _count_relays(counter: NodeCounter, out: Array, repeat: int) -> None:
-    """Neuron updates of a node that only passes on: active where its output is not 0."""
-    active = repeat * counting.nonzero(out, counter.seen)
-    counter.add("updates_active", active)
-    counter.add("updates_idle", repeat * len(out) * int(np.prod(out.shape[2:])) - active)
-
-
-def _largest_sum(plan: Plan, node: Node) -> int:
-    return plan.bounds[node.name, "out"].magnitude
-
-
-def _can_scatter(node: Conv) -> bool:
-    plain = node.stride == node.dilation == (1, 1) and node.groups == 1
+def can_pack(node: Conv | Linear) -> bool:
+    """Whether the event-driven kernel takes this layer; what it does not, BLAS multiplies."""
+    if not fits_eight_bits(node.weight):
+        return False
+    if isinstance(node, Linear):
+        return True
     inside = all(p < k for p, k in zip(node.padding, node.weight.shape[2:], strict=True))
-    return plain and inside and NarrowWeights.fits(node.weight)
+    return inside and node.groups == 1 and node.dilation == (1, 1)
 
 
-def _sparse(values: Array) -> bool:
-    return bool(np.count_nonzero(values) <= DENSE_ABOVE * values.size)
+def pack(node: Conv | Linear, plan: Plan) -> Synapses:
+    """Weights of a layer for the event-driven kernel."""
+    shape = plan.shape_into(node.name, "in")
+    if isinstance(node, Conv):
+        window = map_window(shape, node.weight, node.stride, node.padding)
+    else:
+        window = token_window(int(np.prod(shape[:-1], dtype=int)), shape[-1])
+    return Synapses(node.weight, window, plan.bounds[node.name, "out"].magnitude)
 
 
-def _for_kernels(values: Array) -> Array:
-    dtype = np.bool_ if values.dtype == np.bool_ else np.int32
-    return np.ascontiguousarray(values, dtype=dtype)
+def fusible(plan: Plan, node: Node) -> LIF | None:
+    """The LIF node that can fire as soon as this node's sums are there, if there is one."""
+    users = plan.users(node.name)
+    if not isinstance(node, Conv | Linear) or len(users) != 1 or users[0].lag:
+        return None
+    neurons = plan.graph[users[0].target]
+    if not isinstance(neurons, LIF) or neurons.constants is None or not can_pack(node):
+        return None
+    gates = [
+        [(e.source, e.source_port) for e in plan.edges(n.name, "gate")] for n in (node, neurons)
+    ]
+    alone = len(plan.edges(neurons.name, "in")) == 1
+    activation = plan.bounds[node.name, "out"]
+    if alone and gates[0] == gates[1] and can_fuse(neurons.constants, activation, plan.graph.steps):
+        return neurons
+    return None
+
+
+def _sources(plan: Plan, node: str) -> list[tuple[str, str]]:
+    """Output ports that a node's gate comes from."""
+    return [(edge.source, edge.source_port) for edge in plan.edges(node, "gate")]
+
+
+def _fan_out(node: Conv | Linear, shape: tuple[int, ...]) -> Array | int:
+    """Synapses that a message of each row meets."""
+    if isinstance(node, Linear):
+        return len(node.weight)
+    size = node.weight.shape[2], node.weight.shape[3]
+    hits = kernels.window_hits((shape[1], shape[2]), size, node.stride, node.padding, node.dilation)
+    return hits.reshape(-1) * (len(node.weight) // node.groups)
+
+
+def _dense(node: Conv | Linear, largest: int) -> Callable[[Array], Array]:
+    """Exact product through BLAS, of maps [M, C, H, W] or of rows [M, ..., D]."""
+    dtype = kernels.exact_dtype(node.name, node.weight, largest)
+    if isinstance(node, Conv):
+        return kernels.Convolution(
+            node.weight, node.stride, node.padding, node.dilation, node.groups, dtype
+        )
+    matrix = np.ascontiguousarray(node.weight.T.astype(dtype))
+    return lambda values: (values.astype(dtype) @ matrix).astype(np.int32)
+
+
+def _some_closed(inputs: Inputs) -> Array | None:
+    """The gate, if any token's is closed."""
+    gate = inputs["gate"][0] if inputs.get("gate") else None
+    return None if gate is None or gate.all() else gate
 
 
 def _add_macs(counter: NodeCounter, macs: Array) -> None:
@@ -473,8 +547,8 @@ def _add_macs(counter: NodeCounter, macs: Array) -> None:
 
 
 EXECUTORS: dict[str, Callable[[Any, Plan], Executor]] = {
-    "Conv": ConvExecutor,
-    "Linear": LinearExecutor,
+    "Conv": SynapseExecutor,
+    "Linear": SynapseExecutor,
     "LIF": LIFExecutor,
     "OrPool": OrPoolExecutor,
     "Reshape": ReshapeExecutor,

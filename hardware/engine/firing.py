@@ -1,6 +1,6 @@
 """LIF neurons over all time steps of a layer, fused with the gate and the counts of updates.
 
-The state of one row (a token, or one channel of a map) stays in the cache while time passes.
+The state of one row (a token or a pixel) stays in the cache while time passes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def fire_short(activation, gate, bias, voltage, halving, threshold, count_idle, 
     Args:
         activation: int32 [S, B, R, E], S = 1 if it stands still.
         gate: bool [G, B, R], or of length 0: no gate.
-        bias: int32 [R, E].
+        bias: int32 [E].
         voltage: int32 [B, R, E], changed in place.
         halving: 1 if the voltage halves at each step, else 0.
         threshold: of the voltage, shifted.
@@ -41,8 +41,8 @@ def fire_short(activation, gate, bias, voltage, halving, threshold, count_idle, 
                 continue
             a = activation[t % len(activation), b, r]
             if count_idle:
-                counts[b, r, IDLE] += _idle(a, v, bias[r])
-            counts[b, r, SATURATED] += _step_short(a, v, bias[r], halving, threshold, fired)
+                counts[b, r, IDLE] += _idle(a, v, bias)
+            counts[b, r, SATURATED] += _step_short(a, v, bias, halving, threshold, fired)
 
 
 @numba.njit(cache=True)
@@ -87,8 +87,8 @@ def fire_full(
             a = activation[t % len(activation), b, r]
             i, v, fired, count = current[b, r], voltage[b, r], spikes[t, b, r], counts[b, r]
             if count_idle:
-                count[IDLE] += _idle(a, v | i, bias[r])
-            _step_full(a, i, v, bias[r], du, dv, threshold, fired, count)
+                count[IDLE] += _idle(a, v | i, bias)
+            _step_full(a, i, v, bias, du, dv, threshold, fired, count)
 
 
 @numba.njit(cache=True)

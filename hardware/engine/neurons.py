@@ -14,6 +14,7 @@ from atsnn.fixed_point import (
     NeuronConstants,
 )
 from hardware.engine.firing import GATED, IDLE, SATURATED, WRAPPED, fire_full, fire_short
+from hardware.engine.rows import as_rows, from_rows
 
 HALVING = DECAY_UNITY // 2
 NO_CURRENT_MEMORY = DECAY_UNITY - 1
@@ -53,10 +54,9 @@ class Neurons:
         self, constants: NeuronConstants, shape: tuple[int, ...], largest_activation: int
     ) -> None:
         self.constants, self.shape = constants, shape
-        first, *rest = shape
-        self.rows = (first, int(np.prod(rest))) if rest else (1, first)
-        bias = constants.bias[:, None] if len(shape) == 3 else constants.bias
-        self.bias = np.ascontiguousarray(np.broadcast_to(bias, self.rows))
+        channels = shape[0] if len(shape) == 3 else shape[-1]
+        self.rows = int(np.prod(shape)) // channels, channels
+        self.bias = np.ascontiguousarray(np.broadcast_to(constants.bias, channels), np.int32)
         self.can_idle = not constants.bias.all()
         self.short = (
             constants.du == NO_CURRENT_MEMORY
@@ -87,8 +87,7 @@ class Neurons:
             count_idle: whether `Fired.idle` is wanted.
         """
         images = len(self.voltage)
-        arriving = np.ascontiguousarray(activation, dtype=np.int32)
-        arriving = arriving.reshape(len(activation), images, *self.rows)
+        arriving = as_rows(activation).astype(np.int32, copy=False)
         gates = np.zeros((0, images, self.rows[0]), np.bool_) if gate is None else gate
         spikes = np.empty((steps, images, *self.rows), np.bool_)
         counts = np.zeros((images, self.rows[0], 4), np.int64)
@@ -96,7 +95,7 @@ class Neurons:
         self.current_wraps += int(counts[..., WRAPPED].sum())
         self.voltage_saturations += int(counts[..., SATURATED].sum())
         return Fired(
-            spikes.reshape(steps, images, *self.shape),
+            from_rows(spikes, self.shape),
             counts[..., IDLE].sum(axis=1),
             counts[..., GATED].sum(axis=1),
         )

@@ -74,6 +74,10 @@ class Plan:
     units: dict[str, int]
     pixels: frozenset[str]
 
+    def users(self, node: str) -> list[Edge]:
+        """Edges that leave the node."""
+        return [edge for edges in self.inputs.values() for edge in edges if edge.source == node]
+
     def edges(self, node: str, port: str) -> tuple[Edge, ...]:
         return self.inputs.get((node, port), ())
 
@@ -224,9 +228,10 @@ def _bound_input(_: Plan, node: Input) -> Interval:
 
 def _bound_synapse(plan: Plan, node: Conv | Linear) -> Interval:
     source = plan.bound_into(node.name, "in")
-    flat = node.weight.reshape(node.weight.shape[0], -1).astype(np.int64)
-    positive = np.maximum(flat, 0).sum(axis=1)
-    negative = np.maximum(-flat, 0).sum(axis=1)
+    flat = node.weight.reshape(node.weight.shape[0], -1)
+    total = flat.sum(axis=1, dtype=np.int64)
+    size = np.abs(flat).sum(axis=1, dtype=np.int64)
+    positive, negative = (size + total) // 2, (size - total) // 2
     high = positive * source.high - negative * source.low
     low = positive * source.low - negative * source.high
     bound = Interval(min(int(low.min(initial=0)), 0), max(int(high.max(initial=0)), 0))

@@ -15,18 +15,21 @@ import numpy.typing as npt
 
 from atsnn.fixed_point import pixels_to_integers
 from atsnn.threads import KERNELS
-from export.graph import LIF, Gate, Graph, Input, Node, OrPool, Output, Readout
+from export.graph import LIF, Conv, Gate, Graph, Input, Linear, Node, OrPool, Output, Readout
 from hardware.engine.executors import (
     EXECUTORS,
     Executor,
     LIFExecutor,
     OutputExecutor,
     ReadoutExecutor,
+    SpikingSynapseExecutor,
+    fusible,
 )
 from hardware.engine.plan import Plan, Port, dense_macs, image_axis, make_plan
 from hardware.engine.result import EngineResult, LayerRange
+from hardware.engine.shared import Shared
 from hardware.errors import EngineError
-from hardware.events import NodeCounter, NodeLabel, Seen, collect
+from hardware.events import NodeCounter, NodeLabel, collect
 
 Record = Literal["none", "spikes", "all"] | Collection[str]
 Array = npt.NDArray
@@ -126,12 +129,19 @@ class _Engine:
         self.plan = plan
         self.count_events = count_events
         self.nodes = [node for node in plan.graph.nodes if not isinstance(node, Input)]
+        self.recorded = _recorded_ports(plan, record)
+        self.spiking = self._spiking()
+        self.absorbed = {spiking.node_name for spiking in self.spiking.values()}
         self.executors: dict[str, Executor] = {
-            node.name: EXECUTORS[node.kind](node, plan) for node in self.nodes
+            **{
+                node.name: EXECUTORS[node.kind](node, plan)
+                for node in self.nodes
+                if node.name not in self.absorbed and node.name not in self.spiking
+            },
+            **self.spiking,
         }
         self.readouts = {node.name for node in plan.graph.of_kind(Readout)}
         self.gates = [node.name for node in plan.graph.of_kind(Gate)]
-        self.recorded = _recorded_ports(plan, record)
         self.kept = {**self.recorded, **{(name, "out"): name for name in self.gates}}
         self.uses = Counter((edge.source, edge.source_port) for edge in plan.graph.edges)
         self.traces: dict[str, Array] = {}
@@ -139,12 +149,25 @@ class _Engine:
         self.logits: list[npt.NDArray[np.float64]] = []
         self.counters: list[dict[str, NodeCounter]] = []
 
+    def _spiking(self) -> dict[str, SpikingSynapseExecutor]:
+        """LIF node -> executor of the synapses in front of it and of itself, where that is one."""
+        if self.plan.graph.feedback:
+            return {}
+        pairs = [(node, fusible(self.plan, node)) for node in self.nodes]
+        return {
+            neurons.name: SpikingSynapseExecutor(node, neurons, self.plan)
+            for node, neurons in pairs
+            if neurons is not None
+            and isinstance(node, Conv | Linear)
+            and (node.name, "out") not in self.recorded
+        }
+
     def run_batch(self, pixels: Array) -> None:
         """Run one batch, pixels [1 or T, B, *input shape], and keep what was asked for."""
+        shared = Shared()
         for executor in self.executors.values():
-            executor.start(pixels.shape[1])
-        seen: Seen = {}
-        counters = {name: NodeCounter(pixels.shape[1], seen) for name in self.executors}
+            executor.start(pixels.shape[1], shared)
+        counters = {node.name: NodeCounter(pixels.shape[1]) for node in self.nodes}
         parts: dict[str, list[Array]] = {name: [] for name in self.kept.values()}
         passes = self._step_by_step if self.plan.graph.feedback else self._layer_by_layer
         for values in passes(pixels, counters if self.count_events else {}):
@@ -177,10 +200,15 @@ class _Engine:
         left = self.uses.copy()
         yield dict(values)
         for node in self.nodes:
+            if node.name in self.absorbed:
+                continue
             outputs = self._advance(node, values, {}, self.plan.graph.steps, counters)
             yield outputs
             values.update(outputs)
-            for edge in self.plan.graph.into(node.name):
+            done = [node.name]
+            if node.name in self.spiking:
+                done.append(self.spiking[node.name].node_name)
+            for edge in (edge for name in done for edge in self.plan.graph.into(name)):
                 port = (edge.source, edge.source_port)
                 left[port] -= 1
                 if not left[port] and port not in self.plan.attention_gates.values():
@@ -216,7 +244,8 @@ class _Engine:
         counters: dict[str, NodeCounter],
     ) -> dict[Port, Array]:
         inputs: dict[str, list[Array]] = {}
-        for edge in self.plan.graph.into(node.name):
+        spiking = self.spiking.get(node.name)
+        for edge in self.plan.graph.into(spiking.node_name if spiking else node.name):
             port = (edge.source, edge.source_port)
             if edge.source in self.readouts:
                 continue  # its value is known only after the last step, see `_finish`
@@ -228,6 +257,11 @@ class _Engine:
                 images = now[self.plan.input_node.name, "out"].shape[1]
                 value = np.zeros((1, images, *self.plan.shapes[port]), np.int64)
             inputs.setdefault(edge.target_port, []).append(value)
+        if spiking:
+            fired = spiking.run(
+                inputs, steps, counters.get(spiking.node_name), counters.get(node.name)
+            )
+            return {(node.name, "out"): fired["out"]}
         if node.name in self.plan.attention_gates:
             inputs["gate"] = [now[self.plan.attention_gates[node.name]]]
         outputs = self.executors[node.name].advance(inputs, steps, counters.get(node.name))
@@ -268,6 +302,8 @@ class _Engine:
 
     def _range(self, node: Node) -> LayerRange:
         executor = self.executors[node.name]
+        if node.name in self.spiking:
+            return LayerRange(node.name, node.source, 0, 0)  # proved by `can_fuse`
         assert isinstance(executor, LIFExecutor)
         neurons = executor.neurons
         return LayerRange(

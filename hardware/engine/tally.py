@@ -1,115 +1,80 @@
-"""Counts over the values of a layer, in one pass each, per image."""
+"""Counts over rows of values, in one pass."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
+import numpy.typing as npt
 
-MESSAGES, SYNAPSES, UNROLLED, GRADED = range(4)
-"""Columns: non-zero values; them, their spikes and the graded among them, times their fan-out."""
+from hardware.engine.rows import Array
+
+RowArray = npt.NDArray[np.int32]
 
 
-@numba.njit(parallel=True, cache=True)
-def tally_spikes(words, gate, found):
-    """Count spikes, eight at a time.
+class RowCounts(NamedTuple):
+    """Of every row, int32 [S, B, R].
 
-    Args:
-        words: bool [S, B, R, E] seen as uint64 [S, B, R, E / 8].
-        gate: bool [G, B, R]: rows to leave out; of length 0: none. S or G may be 1.
-        found: int64 [B], filled.
+    Attributes:
+        messages: values that are not 0.
+        unrolled: the spikes that they stand for, rounded up.
+        graded: values that are neither 0 nor a single spike.
     """
-    _, images, rows, _ = words.shape
-    for b in numba.prange(images):
-        total = np.int64(0)
-        for t in range(max(len(words), len(gate))):
-            for r in range(rows):
-                if len(gate) == 0 or gate[t % len(gate), b, r]:
-                    total += _ones(words[t % len(words), b, r])
-        found[b] = total
+
+    messages: RowArray
+    unrolled: RowArray
+    graded: RowArray
 
 
-@numba.njit(cache=True)
-def _ones(words):
-    """Sum of the bytes, each 0 or 1; 255 words add up in their eight bytes without a carry."""
-    found = np.uint64(0)
-    even = np.uint64(0x00FF00FF00FF00FF)
-    for first in range(0, len(words), 255):
-        total = np.uint64(0)
-        part = words[first : first + 255]
-        for w in range(len(part)):
-            total += part[w]
-        pairs = (total & even) + ((total >> np.uint64(8)) & even)
-        found += (pairs * np.uint64(0x0001000100010001)) >> np.uint64(48)
-    return np.int64(found)
+def count_rows(rows: Array, unit: int) -> RowCounts:
+    """Count rows [S, B, R, E] of which the value `unit` (a power of 2) stands for one spike."""
+    shape = rows.shape[:3]
+    messages = np.empty(shape, np.int32)
+    if rows.dtype == np.bool_:
+        _count_spikes(rows.view(np.uint8), messages)
+        return of_spikes(messages)
+    if rows.dtype not in (np.int16, np.int32, np.int64):
+        rows = rows.astype(np.int32)
+    unrolled, graded = np.empty(shape, np.int32), np.empty(shape, np.int32)
+    _count_graded(rows, unit, messages, unrolled, graded)
+    return RowCounts(messages, unrolled, graded)
 
 
-@numba.njit(parallel=True, cache=True)
-def tally_places(values, found):
-    """How often each place of bool [S, B, R, E], seen as uint8, holds a spike: int32 [B, E]."""
-    steps, images, rows, width = values.shape
-    for b in numba.prange(images):
-        place = found[b]
-        place[:] = 0
-        for t in range(steps):
-            for r in range(rows):
-                row = values[t, b, r]
-                for e in range(width):
-                    place[e] += np.int32(row[e])
+def of_spikes(messages: RowArray) -> RowCounts:
+    """Counts of rows of spikes, of which the number of spikes is known."""
+    return RowCounts(messages, messages, np.zeros((1, 1, 1), np.int32))
 
 
 @numba.njit(parallel=True, cache=True)
-def tally_graded(values, gate, fan_out, unit, counts):
-    """Count integers, int32 or int64, of which `unit` (a power of 2) stands for one spike.
-
-    Args:
-        values: [S, B, R, E].
-        gate: as above.
-        fan_out: int64 [E], or of length 1: the same for all.
-        unit: value of one spike.
-        counts: int64 [B, 4], filled.
-    """
-    _, images, rows, _ = values.shape
-    steps = max(len(values), len(gate))
-    shared = len(fan_out) == 1
-    for b in numba.prange(images):
-        found = np.zeros(4, np.int64)
-        for t in range(steps):
-            for r in range(rows):
-                if len(gate) and not gate[t % len(gate), b, r]:
-                    continue
-                row = values[t % len(values), b, r]
-                if shared:
-                    _count_row(row, fan_out[0], unit, found)
-                else:
-                    _count_places(row, fan_out, unit, found)
-        counts[b] = found
+def _count_spikes(rows, messages):
+    steps, images, count, channels = rows.shape
+    for unit in numba.prange(steps * images):
+        t, b = unit // images, unit % images
+        for r in range(count):
+            row = rows[t, b, r]
+            found = np.int32(0)
+            for c in range(channels):
+                found += np.int32(row[c])
+            messages[t, b, r] = found
 
 
-@numba.njit(cache=True)
-def _count_row(row, fan_out, unit, found):
-    messages = graded = np.int32(0)
-    unrolled = np.int64(0)
+@numba.njit(parallel=True, cache=True)
+def _count_graded(rows, unit, messages, unrolled, graded):
+    steps, images, count, channels = rows.shape
     shift = 0
     while (1 << shift) < unit:
         shift += 1
-    for e in range(len(row)):
-        size = abs(row[e])
-        messages += np.int32(size != 0)
-        unrolled += ((size - 1) >> shift) + 1  # rounded up; 0 for 0
-        graded += np.int32((size != 0) & (size != unit))
-    found[MESSAGES] += messages
-    found[SYNAPSES] += messages * fan_out
-    found[UNROLLED] += unrolled * fan_out
-    found[GRADED] += graded * fan_out
-
-
-@numba.njit(cache=True)
-def _count_places(row, fan_out, unit, found):
-    for e in range(len(row)):
-        size = abs(row[e])
-        if size:
-            found[MESSAGES] += 1
-            found[SYNAPSES] += fan_out[e]
-            found[UNROLLED] += -(-size // unit) * fan_out[e]
-            if size != unit:
-                found[GRADED] += fan_out[e]
+    for item in numba.prange(steps * images):
+        t, b = item // images, item % images
+        for r in range(count):
+            row = rows[t, b, r]
+            found = spikes = several = np.int32(0)
+            for c in range(channels):
+                size = abs(np.int32(row[c]))
+                found += np.int32(size != 0)
+                spikes += np.int32(((size - np.int32(1)) >> shift) + np.int32(1))
+                several += np.int32((size != 0) & (size != unit))
+            messages[t, b, r] = found
+            unrolled[t, b, r] = spikes
+            graded[t, b, r] = several

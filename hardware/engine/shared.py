@@ -1,0 +1,51 @@
+"""What several nodes need of the same values, worked out once per batch."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hardware.engine.lists import EventLists, list_events
+from hardware.engine.plan import Interval
+from hardware.engine.rows import Array, as_rows
+from hardware.engine.tally import RowCounts, count_rows
+
+
+class Shared:
+    """Counts and lists of a batch's values. An entry goes when its values go."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[Any, ...], Any] = {}
+
+    def counts(self, values: Array, unit: int) -> RowCounts:
+        """Counts of each row of `values`, of which `unit` stands for one spike."""
+        return self._once(("counts", unit, id(values)), values, lambda: _count(values, unit))
+
+    def keep_counts(self, values: Array, counts: RowCounts) -> None:
+        """Counts of spikes that are known already."""
+        self._once(("counts", 1, id(values)), values, lambda: counts)
+
+    def lists(
+        self, values: Array, width: int, gate: npt.NDArray[np.bool_] | None, bound: Interval
+    ) -> EventLists:
+        """Lists of the rows of `values` that are open; `width` and `bound` as in `list_events`."""
+
+        def make() -> EventLists:
+            # the gate is kept with them, so that no other gate can get its id
+            return list_events(as_rows(values), width, gate, bound.high, bound.low), gate
+
+        return self._once(("lists", id(gate), id(values)), values, make)[0]
+
+    def _once(self, key: tuple[Any, ...], values: Array, make: Callable[[], Any]) -> Any:
+        if key not in self._held:
+            self._held[key] = make()
+            weakref.finalize(values, self._held.pop, key, None)
+        return self._held[key]
+
+
+def _count(values: Array, unit: int) -> RowCounts:
+    return count_rows(as_rows(values), unit)

@@ -1,0 +1,396 @@
+"""Event-driven synapses: each event adds its row of 8-bit weights to the sums of its targets.
+
+One kernel serves convolutions and linear layers (a linear layer is a 1 x 1 convolution over a
+column of tokens). For each target pixel it walks through the lists of events under the window, with
+the sums of up to 64 output channels in vector registers, and lets the neurons behind them fire
+before it goes on: the sums are never written to memory.
+
+Weights of a mixed-sign synapse are even, so half of each fits 8 bits. Sums are kept modulo 2^16
+where the layer's bound proves that the last one fits; else they move to 32 bits every 255 events,
+which no sums of 8-bit weights can overflow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from atsnn.fixed_point import ACTIVATION_SHIFT, STATE_LIMIT, NeuronConstants
+from hardware.engine import vectors
+from hardware.engine.lists import EventLists
+from hardware.engine.neurons import HALVING, NO_CURRENT_MEMORY
+from hardware.engine.plan import Interval
+from hardware.engine.vectors import NARROW, PRODUCTS, TILES, WIDE
+
+Array = npt.NDArray[Any]
+
+_UNITS_PER_THREAD = 4
+
+
+class Window(NamedTuple):
+    """Where a layer looks: a map of `height` x `width` pixels of `channels`, and what it yields."""
+
+    channels: int
+    height: int
+    width: int
+    kernel_height: int
+    kernel_width: int
+    stride_y: int
+    stride_x: int
+    padding_y: int
+    padding_x: int
+    out_height: int
+    out_width: int
+
+    @property
+    def places(self) -> int:
+        """Number of target pixels."""
+        return self.out_height * self.out_width
+
+
+def map_window(
+    shape: tuple[int, ...], kernel: Array, stride: tuple[int, int], padding: tuple[int, int]
+) -> Window:
+    """Window of a convolution without dilation or groups over maps `shape` = (C, H, W)."""
+    channels, height, width = shape
+    kh, kw = kernel.shape[2:]
+    out_height = (height + 2 * padding[0] - kh) // stride[0] + 1
+    out_width = (width + 2 * padding[1] - kw) // stride[1] + 1
+    return Window(channels, height, width, kh, kw, *stride, *padding, out_height, out_width)
+
+
+def token_window(tokens: int, channels: int) -> Window:
+    """Window of a linear layer over tokens: each alone."""
+    return Window(channels, tokens, 1, 1, 1, 1, 1, 0, 0, tokens, 1)
+
+
+def fits_eight_bits(weights: Array) -> bool:
+    """True if the weights, or all their halves, are 8-bit integers."""
+    if not weights.size:
+        return False
+    half = 1 if (weights & 1).any() else 2
+    return int(weights.min()) >= -128 * half and int(weights.max()) <= 127 * half
+
+
+class Synapses:
+    """Packed weights of one layer.
+
+    Attributes:
+        outputs: number of output channels.
+        window: where each of them looks.
+        packed: int8 [tiles, kernel height, kernel width * channels, tile].
+        factor_shift: 1 if the packed weights are halves.
+        narrow: whether all final sums fit 16 bits.
+    """
+
+    def __init__(self, weight: Array, window: Window, largest_sum: int) -> None:
+        """`weight` is [O, C, kh, kw], or [O, C] of a linear layer."""
+        whole = weight.reshape(len(weight), window.channels, window.kernel_height, -1)
+        self.outputs, self.window = len(weight), window
+        self.factor_shift = 0 if (whole & 1).any() else 1
+        self.narrow = largest_sum >> self.factor_shift < 2**15
+        tile = next((tile for tile in TILES if tile >= self.outputs), TILES[-1])
+        tiles = -(-self.outputs // tile)
+        halves = np.zeros((tiles * tile, *whole.shape[1:]), np.int8)
+        halves[: self.outputs] = whole >> self.factor_shift
+        rows = halves.transpose(2, 3, 1, 0).reshape(window.kernel_height, -1, tiles, tile)
+        self.packed = np.ascontiguousarray(rows.transpose(2, 0, 1, 3))
+
+    def mode(self, events: EventLists) -> int:
+        """How the sums of such events are kept."""
+        if events.graded:
+            return PRODUCTS
+        return NARROW if self.narrow else WIDE
+
+    def sums(self, events: EventLists, gate: npt.NDArray[np.bool_] | None) -> Array:
+        """Sums, int32 [S, B, places, O]; those of closed rows are 0."""
+        steps, images = events.starts.shape[:2]
+        steps = steps if gate is None else max(steps, len(gate))
+        out = np.empty((steps, images, self.window.places, self.outputs), np.int32)
+        _sum(
+            events.index, events.value, events.starts, _closed(gate, images), self.packed,
+            self.window, self.factor_shift, self.mode(events), _blocks(self.window, images), out,
+        )  # fmt: skip
+        return out
+
+
+@dataclass(frozen=True)
+class FiringResult:
+    """What a layer of neurons did.
+
+    Attributes:
+        spikes: bool [T, B, places, O].
+        found: int32 [T, B, places], spikes of each row.
+        idle: int64 [B], updates without input, state or bias.
+    """
+
+    spikes: npt.NDArray[np.bool_]
+    found: npt.NDArray[np.int32]
+    idle: npt.NDArray[np.int64]
+
+
+class SpikingSynapses:
+    """Synapses and the neurons behind them in one pass over all time steps.
+
+    Raises:
+        ValueError: the neurons are not of the kind that `can_fuse` allows.
+    """
+
+    def __init__(self, synapses: Synapses, constants: NeuronConstants) -> None:
+        self.synapses = synapses
+        self.halving = int(constants.dv == HALVING)
+        self.threshold = constants.threshold << ACTIVATION_SHIFT
+        tiles, _, _, tile = synapses.packed.shape
+        self.bias = np.ones(tiles * tile, np.int32)
+        self.bias[: synapses.outputs] = constants.bias
+        self.shift = ACTIVATION_SHIFT + synapses.factor_shift
+
+    def fire(
+        self,
+        events: EventLists,
+        gate: npt.NDArray[np.bool_] | None,
+        steps: int,
+    ) -> FiringResult:
+        """Let all time steps pass, from zero state.
+
+        Args:
+            events: what arrives, of `steps` steps, or of one if it stands still.
+            gate: bool [steps, B, places]: closed neurons do nothing, or None.
+            steps: T.
+        """
+        synapses, images = self.synapses, events.starts.shape[1]
+        window = synapses.window
+        spikes = np.empty((steps, images, window.places, synapses.outputs), np.bool_)
+        found = np.zeros((steps, images, window.places), np.int32)
+        blocks = _blocks(window, images)
+        idle = np.zeros((images, blocks), np.int64)
+        _fire(
+            events.index, events.value, events.starts, _closed(gate, images), synapses.packed,
+            window, synapses.mode(events), blocks, self.bias, self.shift, self.halving,
+            self.threshold, spikes.view(np.uint8), found, idle,
+        )  # fmt: skip
+        return FiringResult(spikes, found, idle.sum(axis=1))
+
+
+def can_fuse(constants: NeuronConstants, activation: Interval, steps: int) -> bool:
+    """Whether no current can wrap and no voltage saturate in `steps` steps, nor a current linger.
+
+    A voltage that has not fired is at most the threshold when the next drive arrives, and downward
+    it never gets past the sum of all drives (or twice one, where it halves).
+    """
+    if constants.du != NO_CURRENT_MEMORY or constants.dv not in (0, HALVING):
+        return False
+    if activation.magnitude << ACTIVATION_SHIFT > STATE_LIMIT:
+        return False
+    bias = constants.bias.astype(np.int64)
+    threshold = constants.threshold << ACTIVATION_SHIFT
+    high = (activation.high << ACTIVATION_SHIFT) + int(bias.max(initial=0))
+    low = (activation.low << ACTIVATION_SHIFT) + int(bias.min(initial=0))
+    reach = 2 if constants.dv == HALVING else steps
+    return max(threshold, 0) + high <= STATE_LIMIT and -low * reach <= STATE_LIMIT
+
+
+def _closed(gate: npt.NDArray[np.bool_] | None, images: int) -> npt.NDArray[np.bool_]:
+    if gate is None:
+        return np.zeros((0, images, 1), np.bool_)
+    return np.ascontiguousarray(gate, dtype=np.bool_)
+
+
+def _blocks(window: Window, images: int) -> int:
+    """Into how many runs of rows an image is cut, so that each thread has a few."""
+    wanted = -(-_UNITS_PER_THREAD * numba.get_num_threads() // images)
+    return min(max(wanted, 1), window.out_height)
+
+
+@numba.njit(cache=True)
+def _sums(mode, tile, weights, rows, pitch, line, starts, span, index, values, sums):
+    if mode == NARROW:
+        if tile == 64:
+            vectors.sum_narrow_64(weights, rows, pitch, line, starts, span, index, values, sums)
+        elif tile == 32:
+            vectors.sum_narrow_32(weights, rows, pitch, line, starts, span, index, values, sums)
+        else:
+            vectors.sum_narrow_16(weights, rows, pitch, line, starts, span, index, values, sums)
+    elif mode == WIDE:
+        if tile == 64:
+            vectors.sum_wide_64(weights, rows, pitch, line, starts, span, index, values, sums)
+        elif tile == 32:
+            vectors.sum_wide_32(weights, rows, pitch, line, starts, span, index, values, sums)
+        else:
+            vectors.sum_wide_16(weights, rows, pitch, line, starts, span, index, values, sums)
+    elif tile == 64:
+        vectors.sum_products_64(weights, rows, pitch, line, starts, span, index, values, sums)
+    elif tile == 32:
+        vectors.sum_products_32(weights, rows, pitch, line, starts, span, index, values, sums)
+    else:
+        vectors.sum_products_16(weights, rows, pitch, line, starts, span, index, values, sums)
+
+
+@numba.njit(cache=True)
+def _run(
+    mode, tile, weights, rows, pitch, line, starts, span, index,
+    shift, halving, threshold, bias, voltage, spikes,
+):  # fmt: skip
+    if mode == NARROW:
+        if tile == 64:
+            return vectors.run_narrow_64(
+                weights, rows, pitch, line, starts, span, index, 0,
+                shift, halving, threshold, bias, voltage, spikes,
+            )  # fmt: skip
+        if tile == 32:
+            return vectors.run_narrow_32(
+                weights, rows, pitch, line, starts, span, index, 0,
+                shift, halving, threshold, bias, voltage, spikes,
+            )  # fmt: skip
+        return vectors.run_narrow_16(
+            weights, rows, pitch, line, starts, span, index, 0,
+            shift, halving, threshold, bias, voltage, spikes,
+        )  # fmt: skip
+    if tile == 64:
+        return vectors.run_wide_64(
+            weights, rows, pitch, line, starts, span, index, 0,
+            shift, halving, threshold, bias, voltage, spikes,
+        )  # fmt: skip
+    if tile == 32:
+        return vectors.run_wide_32(
+            weights, rows, pitch, line, starts, span, index, 0,
+            shift, halving, threshold, bias, voltage, spikes,
+        )  # fmt: skip
+    return vectors.run_wide_16(
+        weights, rows, pitch, line, starts, span, index, 0,
+        shift, halving, threshold, bias, voltage, spikes,
+    )  # fmt: skip
+
+
+@numba.njit(cache=True)
+def _fire_sums(tile, sums, shift, halving, threshold, bias, voltage, spikes):
+    if tile == 64:
+        return vectors.fire_64(sums, shift, halving, threshold, bias, voltage, spikes)
+    if tile == 32:
+        return vectors.fire_32(sums, shift, halving, threshold, bias, voltage, spikes)
+    return vectors.fire_16(sums, shift, halving, threshold, bias, voltage, spikes)
+
+
+@numba.njit(parallel=True, cache=True)
+def _sum(index, value, starts, gate, packed, window, factor_shift, mode, blocks, out):
+    steps, images, _, outputs = out.shape
+    tiles, tile = packed.shape[0], packed.shape[3]
+    taps = packed.shape[2]
+    lines = (window.out_height + blocks - 1) // blocks
+    index_at, value_at = np.int64(index.ctypes.data), np.int64(value.ctypes.data)
+    starts_at, packed_at = np.int64(starts.ctypes.data), np.int64(packed.ctypes.data)
+    room, list_room = 4 * index.shape[2], 4 * value.shape[2]
+    starts_room = 4 * starts.shape[2]
+    for unit in numba.prange(images * blocks):
+        b, top = unit // blocks, (unit % blocks) * lines
+        sums = np.zeros(tile, np.int32)
+        sums_at = np.int64(sums.ctypes.data)
+        for part in range(tiles):
+            first = part * tile
+            count = min(tile, outputs - first)
+            for y in range(top, min(top + lines, window.out_height)):
+                above = y * window.stride_y - window.padding_y
+                low = max(-above, 0)
+                rows = min(window.kernel_height, window.height - above) - low
+                weights = packed_at + (part * window.kernel_height + low) * taps * tile
+                for x in range(window.out_width):
+                    place = y * window.out_width + x
+                    left = x * window.stride_x - window.padding_x
+                    begin = max(left, 0)
+                    span = 4 * (min(left + window.kernel_width, window.width) - begin)
+                    corner = 4 * ((above + low) * window.width + begin)
+                    shifted = weights - left * window.channels * tile
+                    for t in range(steps):
+                        target = out[t, b, place]
+                        if len(gate) and not gate[t % len(gate), b, place]:
+                            target[first : first + count] = 0
+                            continue
+                        s = (t % len(starts)) * images + b
+                        _sums(
+                            mode, tile, shifted, rows, taps * tile, 4 * window.width,
+                            starts_at + s * starts_room + corner, span,
+                            index_at + s * room, value_at + s * list_room, sums_at,
+                        )  # fmt: skip
+                        for o in range(count):
+                            target[first + o] = sums[o] << factor_shift
+
+
+@numba.njit(parallel=True, cache=True)
+def _fire(
+    index, value, starts, gate, packed, window, mode, blocks,
+    bias, shift, halving, threshold, spikes, found, idle,
+):  # fmt: skip
+    steps, images, places, outputs = spikes.shape
+    tiles, tile = packed.shape[0], packed.shape[3]
+    taps = packed.shape[2]
+    lines = (window.out_height + blocks - 1) // blocks
+    still = mode == PRODUCTS or len(starts) < steps
+    index_at, value_at = np.int64(index.ctypes.data), np.int64(value.ctypes.data)
+    starts_at, packed_at = np.int64(starts.ctypes.data), np.int64(packed.ctypes.data)
+    room, list_room = 4 * index.shape[2], 4 * value.shape[2]
+    starts_room = 4 * starts.shape[2]
+    bias_at, spikes_at = np.int64(bias.ctypes.data), np.int64(spikes.ctypes.data)
+    for unit in numba.prange(images * blocks):
+        b, top = unit // blocks, (unit % blocks) * lines
+        sums, voltage = np.zeros(tile, np.int32), np.zeros(tile, np.int32)
+        fired = np.zeros(tile, np.uint8)
+        sums_at, voltage_at = np.int64(sums.ctypes.data), np.int64(voltage.ctypes.data)
+        fired_at = np.int64(fired.ctypes.data)
+        quiet = np.int64(0)
+        for part in range(tiles):
+            first = part * tile
+            count = min(tile, outputs - first)
+            drive = bias_at + 4 * first
+            for y in range(top, min(top + lines, window.out_height)):
+                above = y * window.stride_y - window.padding_y
+                low = max(-above, 0)
+                rows = min(window.kernel_height, window.height - above) - low
+                weights = packed_at + (part * window.kernel_height + low) * taps * tile
+                for x in range(window.out_width):
+                    place = y * window.out_width + x
+                    left = x * window.stride_x - window.padding_x
+                    begin = max(left, 0)
+                    span = 4 * (min(left + window.kernel_width, window.width) - begin)
+                    corner = 4 * ((above + low) * window.width + begin)
+                    shifted = weights - left * window.channels * tile
+                    voltage[:] = 0
+                    summed = -1
+                    for t in range(steps):
+                        if len(gate) and not gate[t % len(gate), b, place]:
+                            spikes[t, b, place, first : first + count] = 0
+                            continue
+                        s = (t % len(starts)) * images + b
+                        target = fired_at
+                        if count == tile:
+                            target = (
+                                spikes_at + ((t * images + b) * places + place) * outputs + first
+                            )
+                        if still:
+                            if summed != s:
+                                _sums(
+                                    mode, tile, shifted, rows, taps * tile, 4 * window.width,
+                                    starts_at + s * starts_room + corner, span,
+                                    index_at + s * room, value_at + s * list_room, sums_at,
+                                )  # fmt: skip
+                                summed = s
+                            counts = _fire_sums(
+                                tile, sums_at, shift, halving, threshold, drive, voltage_at, target
+                            )
+                        else:
+                            counts = _run(
+                                mode, tile, shifted, rows, taps * tile, 4 * window.width,
+                                starts_at + s * starts_room + corner, span, index_at + s * room,
+                                shift, halving, threshold, drive, voltage_at, target,
+                            )  # fmt: skip
+                        if count == tile:
+                            found[t, b, place] += counts & 0xFFFFFFFF
+                        else:
+                            for o in range(count):
+                                spikes[t, b, place, first + o] = fired[o]
+                                found[t, b, place] += fired[o]
+                        quiet += counts >> 32
+        idle[b, unit % blocks] = quiet
