@@ -65,7 +65,7 @@ def validate(graph: Graph) -> Graph:
     for node in graph.nodes:
         (_check_quantized if graph.quantized else _check_float)(graph, node)
     if graph.quantized:
-        _check_tables(graph)
+        _check_ranges(graph)
     return graph
 
 
@@ -225,19 +225,6 @@ def _check_quantized(graph: Graph, node: Node) -> None:
     rule = _QUANTIZED.get(node.kind)
     if rule is not None:
         rule(node)
-    if isinstance(node, OrPool):
-        _quantized_pool(graph, node)
-
-
-def _quantized_pool(graph: Graph, node: OrPool) -> None:
-    (edge,) = graph.into(node.name)
-    largest = maxima(graph)[edge.source, edge.source_port]
-    if largest > 1:
-        refuse(
-            node,
-            f"it pools values up to {largest}, it holds spikes only",
-            "pool behind a spiking layer; events as input: Quantize(events=True)",
-        )
 
 
 def _quantized_norm(node: Norm) -> None:
@@ -341,9 +328,12 @@ _QUANTIZED: dict[str, Callable[..., None]] = {
 }
 
 
-def _check_tables(graph: Graph) -> None:
+def _check_ranges(graph: Graph) -> None:
     largest = maxima(graph)
     for node in graph.nodes:
+        if isinstance(node, OrPool):
+            (edge,) = graph.into(node.name)
+            _quantized_pool(node, largest[edge.source, edge.source_port])
         if isinstance(node, HaltingScore) and node.table is not None:
             (edge,) = graph.into(node.name)
             highest = largest[edge.source, edge.source_port]
@@ -353,3 +343,12 @@ def _check_tables(graph: Graph) -> None:
                     f"its table has {node.table.size} entries and the stream reaches {highest}",
                     f"give it {highest + 1} entries",
                 )
+
+
+def _quantized_pool(node: OrPool, largest: int) -> None:
+    if largest > 1:
+        refuse(
+            node,
+            f"it pools values up to {largest}, it holds spikes only",
+            "pool behind a spiking layer; events as input: Quantize(events=True)",
+        )

@@ -1,7 +1,8 @@
 """Spiking attention, event-driven: `out[n] = sum_m (q_n . k_m) v[m]` per head, and its events.
 
 A head is a table [d, d]. Each pair of a k and a v spike of one token adds one to it, each q spike
-reads a row. Tokens whose gate is closed are neither read nor written.
+reads a row. Tokens whose gate is closed are neither read nor written. The spikes of a token are
+kept as bits, so that the coincidences of the other order are counted a word at a time.
 """
 
 from __future__ import annotations
@@ -9,10 +10,16 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from hardware.engine import vectors
 from hardware.engine.rows import Array
+from hardware.errors import EngineError
 
 MESSAGES, SCORES, SCORE_READS, TABLE, TABLE_READS = range(5)
 """Columns of the counts: spikes read; coincidences and reads of (q k^T) v and of q (k^T v)."""
+
+MOST_TOKENS = 2**15 - 1
+"""What an entry of a table, 16 bits, can count."""
+_WORD = 64
 
 
 def attend(
@@ -28,109 +35,147 @@ def attend(
 
     Returns:
         int32 [S, B, N, D]; int64 [B, 5], zeros if not wanted.
+
+    Raises:
+        EngineError: more tokens than an entry of a table can count.
     """
-    steps, images, tokens, _ = q.shape
+    steps, images, tokens, channels = q.shape
+    if tokens > MOST_TOKENS:
+        raise EngineError(
+            f"attention over {tokens} tokens, at most {MOST_TOKENS}: use larger patches"
+        )
     gates = np.ones((1, 1, tokens), np.bool_) if gate is None else gate
     gates = np.ascontiguousarray(np.broadcast_to(gates, (steps, images, tokens)))
-    out = np.zeros(q.shape, np.int32)
+    width = channels // heads
+    room = -(-width // vectors.ADDED_LANES) * vectors.ADDED_LANES
+    split = (_by_heads(x, heads, room) for x in (q, k, v))
+    out = np.zeros((steps, images, tokens, heads, room), np.int32)
     counts = np.zeros((steps, images, 5), np.int64)
-    q, k, v = (np.ascontiguousarray(x) for x in (q, k, v))
-    _attend(q, k, v, gates, heads, count, out, counts)
-    return out, counts.sum(axis=0)
+    _attend(*split, gates, count, out, counts)
+    return out[..., :width].reshape(q.shape), counts.sum(axis=0)
+
+
+def _by_heads(spikes: Array, heads: int, room: int) -> Array:
+    """Bytes [S, B, N, heads, room]; a copy only where a head does not fill its room."""
+    split = spikes.view(np.uint8).reshape(*spikes.shape[:3], heads, -1)
+    if split.shape[-1] < room:
+        split = np.pad(split, [(0, 0)] * 4 + [(0, room - split.shape[-1])])
+    return np.ascontiguousarray(split)
 
 
 @numba.njit(parallel=True, cache=True)
-def _attend(q, k, v, gate, heads, count, out, counts):
-    steps, images, tokens, channels = q.shape
-    width = channels // heads
+def _attend(q, k, v, gate, count, out, counts):
+    steps, images, tokens, heads, room = q.shape
+    words = (room + _WORD - 1) // _WORD
     for unit in numba.prange(steps * images):
         t, b = unit // images, unit % images
-        table = np.zeros((width, width), np.int32)
-        asking, offered = np.zeros((2, width), np.int64)
-        values = np.zeros(tokens, np.int32)
-        meets = np.zeros((width, tokens), np.uint8)
-        met = np.zeros(tokens, np.uint8)
-        index = np.empty(width + 1, np.int64)
+        table = np.zeros((room, room), np.int16)
+        asking, offered = np.zeros((2, room), np.int64)
+        values = np.zeros(tokens, np.int64)
+        offers = np.zeros((words, tokens), np.uint64)
+        asks = np.zeros(words, np.uint64)
+        table_at = np.int64(table.ctypes.data)
         result = counts[t, b]
         for h in range(heads):
-            low, high = h * width, (h + 1) * width
             table[:] = 0
-            offered[:] = 0
             asking[:] = 0
-            values[:] = 0
-            meets[:] = 0
+            offered[:] = 0
             for n in range(tokens):
+                values[n] = 0
+                for w in range(words):
+                    offers[w, n] = 0
                 if gate[t, b, n]:
-                    found = active(k[t, b, n, low:high], index)
-                    _write(table, index[:found], v[t, b, n, low:high])
-                    if count:
-                        values[n] = _spikes(v[t, b, n, low:high])
-                        result[TABLE] += found * values[n]
-                        result[MESSAGES] += found + values[n]
-                        for i in index[:found]:
-                            offered[i] += 1
-                            meets[i, n] = 1
+                    keys, given = k[t, b, n, h], v[t, b, n, h]
+                    given_at = np.int64(given.ctypes.data)
+                    values[n] = _spikes(given)
+                    found = 0
+                    for w in range(words):
+                        word = _bits(keys, w)
+                        offers[w, n] = word
+                        found += vectors.ones(word)
+                        while word and values[n]:
+                            i = w * _WORD + vectors.lowest(word)
+                            vectors.add_bytes_to_shorts(table_at + 2 * i * room, given_at, room)
+                            word &= word - np.uint64(1)
+                    result[TABLE] += found * values[n]
+                    result[MESSAGES] += found + values[n]
             for n in range(tokens):
-                if gate[t, b, n]:
-                    found = active(q[t, b, n, low:high], index)
-                    _read(table, index[:found], out[t, b, n, low:high])
-                    if count:
-                        result[MESSAGES] += found
-                        result[SCORE_READS] += _readers(meets, index[:found], values, met)
-                        for i in index[:found]:
-                            asking[i] += 1
+                if not gate[t, b, n]:
+                    continue
+                queries = q[t, b, n, h]
+                out_at = np.int64(out[t, b, n, h].ctypes.data)
+                for w in range(words):
+                    word = _bits(queries, w)
+                    asks[w] = word
+                    result[MESSAGES] += vectors.ones(word)
+                    while word:
+                        i = w * _WORD + vectors.lowest(word)
+                        vectors.add_shorts_to_ints(out_at, table_at + 2 * i * room, room)
+                        asking[i] += 1
+                        word &= word - np.uint64(1)
+                if count:
+                    result[SCORE_READS] += _readers(asks, offers, values)
             if count:
-                for i in range(width):
-                    result[SCORES] += asking[i] * offered[i]
+                _offered(offers, offered)
+                for i in range(room):
                     if asking[i]:
-                        result[TABLE_READS] += asking[i] * np.count_nonzero(table[i])
+                        result[SCORES] += asking[i] * offered[i]
+                        result[TABLE_READS] += asking[i] * _filled(table[i])
 
 
 @numba.njit(cache=True)
-def _write(table, index, spikes):
-    for i in index:
-        row = table[i]
-        for j in range(len(spikes)):
-            row[j] += np.int32(spikes[j])
-
-
-@numba.njit(cache=True)
-def _read(table, index, out):
-    for i in index:
-        row = table[i]
-        for j in range(len(out)):
-            out[j] += row[j]
+def _bits(spikes, word):
+    """The `word`-th 64 spikes of a row as bits."""
+    first = word * _WORD
+    at = np.int64(spikes.ctypes.data) + first
+    left = len(spikes) - first
+    if left >= _WORD:
+        return vectors.bits_of_64(at)
+    bits = np.uint64(0)
+    for c in range(0, left, 8):
+        bits |= vectors.bits_of_8(at + c) << np.uint64(c)
+    return bits
 
 
 @numba.njit(cache=True)
 def _spikes(row):
+    found = 0
+    for w in range((len(row) + _WORD - 1) // _WORD):
+        found += vectors.ones(_bits(row, w))
+    return found
+
+
+@numba.njit(cache=True)
+def _filled(row):
     found = np.int32(0)
     for j in range(len(row)):
-        found += np.int32(row[j])
+        found += np.int32(row[j] != 0)
     return found
 
 
 @numba.njit(cache=True)
-def _readers(meets, index, values, met):
+def _offered(offers, offered):
+    """How many tokens offer each key."""
+    for w in range(len(offers)):
+        for n in range(offers.shape[1]):
+            word = offers[w, n]
+            while word:
+                offered[w * _WORD + vectors.lowest(word)] += 1
+                word &= word - np.uint64(1)
+
+
+@numba.njit(cache=True)
+def _readers(asks, offers, values):
     """How many v spikes read a score that is not 0."""
-    if len(index) == 0:
-        return np.int32(0)
-    met[:] = 0
-    for i in index:
-        row = meets[i]
-        for m in range(len(met)):
-            met[m] |= row[m]
-    found = np.int32(0)
-    for m in range(len(met)):
-        found += met[m] * values[m]
-    return found
-
-
-@numba.njit(cache=True)
-def active(row, index):
-    """Write the places of the non-zero entries to `index` (one longer than the row); how many."""
-    found = 0
-    for i in range(len(row)):
-        index[found] = i
-        found += row[i] != 0
+    found = np.int64(0)
+    if len(asks) == 1:
+        ask, row = asks[0], offers[0]
+        for m in range(len(values)):
+            found += values[m] if (ask & row[m]) != 0 else 0
+        return found
+    for m in range(len(values)):
+        met = np.uint64(0)
+        for w in range(len(asks)):
+            met |= asks[w] & offers[w, m]
+        found += values[m] if met != 0 else 0
     return found

@@ -104,6 +104,7 @@ class SynapseExecutor(Executor):
         self.shape = plan.shape_into(node.name, "in")
         self.out_shape = plan.shapes[node.name, "out"]
         self.bound = plan.bound_into(node.name, "in")
+        self.shift = listed_shift(node, plan)
         self.fan_out = _fan_out(node, self.shape)
         self.synapses = pack(node, plan) if can_pack(node) else None
         self.dense = None if self.synapses else _dense(node, self.bound.magnitude)
@@ -119,7 +120,7 @@ class SynapseExecutor(Executor):
         return {"out": self._multiplied(values, gate)}
 
     def lists(self, values: Array, gate: Array | None) -> EventLists:
-        return self.shared.lists(values, line_width(self.shape), gate, self.bound)
+        return self.shared.lists(values, line_width(self.shape), gate, self.bound, self.shift)
 
     def count(self, values: Array, gate: Array | None, steps: int, counter: NodeCounter) -> None:
         """Count what arrives."""
@@ -144,6 +145,7 @@ class SpikingSynapseExecutor(SynapseExecutor):
         assert neurons.constants is not None
         self.size = int(np.prod(self.out_shape))
         self.spiking = SpikingSynapses(self.synapses, neurons.constants)
+        self.saturations = 0
 
     def run(
         self,
@@ -157,6 +159,7 @@ class SpikingSynapseExecutor(SynapseExecutor):
         gate = _some_closed(inputs)
         fired = self.spiking.fire(self.lists(values, gate), gate, steps)
         spikes = from_rows(fired.spikes, self.out_shape)
+        self.saturations += fired.saturations
         self.shared.keep_counts(spikes, of_spikes(fired.found))
         if counter and neuron_counter:
             self.count(values, gate, steps, counter)
@@ -489,7 +492,13 @@ def pack(node: Conv | Linear, plan: Plan) -> Synapses:
         window = map_window(shape, node.weight, node.stride, node.padding)
     else:
         window = token_window(int(np.prod(shape[:-1], dtype=int)), shape[-1])
-    return Synapses(node.weight, window, plan.bounds[node.name, "out"].magnitude)
+    largest = plan.bounds[node.name, "out"].magnitude
+    return Synapses(node.weight, window, largest, listed_shift(node, plan))
+
+
+def listed_shift(node: Conv | Linear, plan: Plan) -> int:
+    """Logarithm of what divides all that arrives at a layer."""
+    return plan.multiples[plan.edges(node.name, "in")[0].source].bit_length() - 1
 
 
 def fusible(plan: Plan, node: Node) -> LIF | None:
@@ -505,7 +514,7 @@ def fusible(plan: Plan, node: Node) -> LIF | None:
     ]
     alone = len(plan.edges(neurons.name, "in")) == 1
     activation = plan.bounds[node.name, "out"]
-    if alone and gates[0] == gates[1] and can_fuse(neurons.constants, activation, plan.graph.steps):
+    if alone and gates[0] == gates[1] and can_fuse(neurons.constants, activation):
         return neurons
     return None
 

@@ -14,6 +14,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from hardware.engine.plan import Interval
 from hardware.engine.vectors import list_eight_bytes, list_eight_shorts, places_of_bits
 
 Array = npt.NDArray[Any]
@@ -44,7 +45,7 @@ class EventLists:
 
 
 def list_events(
-    rows: Array, width: int, gate: npt.NDArray[np.bool_] | None, largest: int, lowest_value: int
+    rows: Array, width: int, gate: npt.NDArray[np.bool_] | None, values: Interval, shift: int
 ) -> EventLists:
     """List the values of rows [S, B, R, E].
 
@@ -52,12 +53,14 @@ def list_events(
         rows: bool, or integers.
         width: pixels of a line of the map, 1 for tokens.
         gate: bool [S, B, R]: rows to leave out, or None.
-        largest, lowest_value: range that the values cannot leave.
+        values: range that they cannot leave.
+        shift: they are listed divided by 2^shift, which divides all of them.
     """
     steps, images, count, _ = rows.shape
     closed = np.zeros((0, images, count), np.bool_) if gate is None else gate
     starts = np.empty((steps, images, count + 1), np.int32)
-    unrolled = lowest_value >= 0 and largest <= UNROLLED_UP_TO
+    largest = values.high >> shift
+    unrolled = values.low >= 0 and largest <= UNROLLED_UP_TO
     room = count * rows.shape[3] * (largest if unrolled else 1)
     index = np.empty((steps, images, room + _SPARE), np.int32)
     value = np.empty((steps, images, 0), np.int32)
@@ -65,10 +68,11 @@ def list_events(
     if rows.dtype == np.bool_:
         _list_spikes(rows.view(np.uint8), width, closed, _PLACES, index, starts)
     elif unrolled:
-        _list_repeats(rows.astype(np.int16, copy=False), width, closed, _PLACES, index, starts)
+        shorts = rows.astype(np.int16, copy=False)
+        _list_repeats(shorts, width, closed, shift, _PLACES, index, starts)
     else:
         value = np.empty_like(index)
-        _list_values(rows.astype(np.int32, copy=False), width, closed, index, value, starts)
+        _list_values(rows, width, closed, shift, index, value, starts)
     return EventLists(index, value, starts)
 
 
@@ -96,7 +100,7 @@ def _list_spikes(rows, width, gate, table, index, starts):
 
 
 @numba.njit(parallel=True, cache=True)
-def _list_repeats(rows, width, gate, table, index, starts):
+def _list_repeats(rows, width, gate, shift, table, index, starts):
     """A value of n is listed n times: those of at least 1, then those of at least 2, ..."""
     steps, images, count, channels = rows.shape
     eights = channels // 8 * 8
@@ -111,14 +115,15 @@ def _list_repeats(rows, width, gate, table, index, starts):
             if len(gate) and not gate[t % len(gate), b, r]:
                 continue
             first, at = (r % width) * channels, address + 2 * r * channels
-            for level in range(1, _largest(image[r]) + 1):
+            for level in range(1, (_largest(image[r]) >> shift) + 1):
+                limit = level << shift
                 for c in range(0, eights, 8):
                     found += list_eight_shorts(
-                        at + 2 * c, level, first + c, table_at, listed_at + 4 * found
+                        at + 2 * c, limit, first + c, table_at, listed_at + 4 * found
                     )
                 for c in range(eights, channels):
                     listed[found] = first + c
-                    found += image[r, c] >= level
+                    found += image[r, c] >= limit
         starts[t, b, count] = found
 
 
@@ -131,7 +136,7 @@ def _largest(row):
 
 
 @numba.njit(parallel=True, cache=True)
-def _list_values(rows, width, gate, index, value, starts):
+def _list_values(rows, width, gate, shift, index, value, starts):
     steps, images, count, channels = rows.shape
     for unit in numba.prange(steps * images):
         t, b = unit // images, unit % images
@@ -144,8 +149,7 @@ def _list_values(rows, width, gate, index, value, starts):
             row = rows[t, b, r]
             first = (r % width) * channels
             for c in range(channels):
-                if row[c]:
-                    listed[found] = first + c
-                    held[found] = row[c]
-                    found += 1
+                listed[found] = first + c
+                held[found] = row[c] >> shift
+                found += row[c] != 0
         starts[t, b, count] = found

@@ -63,6 +63,7 @@ class Plan:
         attention_gates: attention node -> output port of the gate that its q, k and v share.
         units: node -> value of one spike, of one pixel level or of one full halting score in it.
         pixels: nodes whose output is the image as it is, or rearranged.
+        multiples: node -> power of two that divides all values of its output.
     """
 
     graph: Graph
@@ -73,6 +74,7 @@ class Plan:
     attention_gates: dict[str, Port]
     units: dict[str, int]
     pixels: frozenset[str]
+    multiples: dict[str, int]
 
     def users(self, node: str) -> list[Edge]:
         """Edges that leave the node."""
@@ -135,7 +137,17 @@ def make_plan(graph: Graph, moving_input: bool = False) -> Plan:
         )
     validate(graph)
     static = frozenset() if moving_input else _static(graph)
-    plan = Plan(graph, _wiring(graph), shapes(graph), {}, static, {}, _units(graph), _pixels(graph))
+    plan = Plan(
+        graph=graph,
+        inputs=_wiring(graph),
+        shapes=shapes(graph),
+        bounds={},
+        static=static,
+        attention_gates={},
+        units=_units(graph),
+        pixels=_pixels(graph),
+        multiples=_multiples(graph),
+    )
     for node in graph.nodes:
         _check(plan, node)
         bound = _BOUNDS.get(node.kind, lambda plan, node: SPIKE)(plan, node)
@@ -179,6 +191,20 @@ def _units(graph: Graph) -> dict[str, int]:
         else:
             units[node.name] = 2**graph.fraction_bits if isinstance(node, Add | Merge) else 1
     return units
+
+
+def _multiples(graph: Graph) -> dict[str, int]:
+    multiples: dict[str, int] = {}
+    for node in graph.nodes:
+        before = [multiples.get(edge.source, 1) for edge in graph.into(node.name)]
+        multiples[node.name] = 1
+        if isinstance(node, Add):
+            multiples[node.name] = min(m << s for m, s in zip(before, node.shifts, strict=True))
+        elif isinstance(node, Reshape | OrPool) or (
+            isinstance(node, Merge) and node.combine != "mean"
+        ):
+            multiples[node.name] = before[0]
+    return multiples
 
 
 def _pixels(graph: Graph) -> frozenset[str]:

@@ -303,7 +303,8 @@ class _Engine:
     def _range(self, node: Node) -> LayerRange:
         executor = self.executors[node.name]
         if node.name in self.spiking:
-            return LayerRange(node.name, node.source, 0, 0)  # proved by `can_fuse`
+            saturations = self.spiking[node.name].saturations
+            return LayerRange(node.name, node.source, 0, saturations)  # no wraps: see `can_fuse`
         assert isinstance(executor, LIFExecutor)
         neurons = executor.neurons
         return LayerRange(

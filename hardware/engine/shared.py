@@ -30,13 +30,18 @@ class Shared:
         self._once(("counts", 1, id(values)), values, lambda: counts)
 
     def lists(
-        self, values: Array, width: int, gate: npt.NDArray[np.bool_] | None, bound: Interval
+        self,
+        values: Array,
+        width: int,
+        gate: npt.NDArray[np.bool_] | None,
+        bound: Interval,
+        shift: int,
     ) -> EventLists:
-        """Lists of the rows of `values` that are open; `width` and `bound` as in `list_events`."""
+        """Lists of the rows of `values` that are open; arguments as of `list_events`."""
 
         def make() -> EventLists:
             # the gate is kept with them, so that no other gate can get its id
-            return list_events(as_rows(values), width, gate, bound.high, bound.low), gate
+            return list_events(as_rows(values), width, gate, bound, shift), gate
 
         return self._once(("lists", id(gate), id(values)), values, make)[0]
 

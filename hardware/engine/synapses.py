@@ -19,12 +19,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from atsnn.fixed_point import ACTIVATION_SHIFT, STATE_LIMIT, NeuronConstants
+from atsnn.fixed_point import ACTIVATION_LIMIT, ACTIVATION_SHIFT, NeuronConstants
 from hardware.engine import vectors
 from hardware.engine.lists import EventLists
 from hardware.engine.neurons import HALVING, NO_CURRENT_MEMORY
 from hardware.engine.plan import Interval
-from hardware.engine.vectors import NARROW, PRODUCTS, TILES, WIDE
+from hardware.engine.vectors import IDLE_SHIFT, NARROW, PRODUCTS, SATURATED_SHIFT, TILES, WIDE
 
 Array = npt.NDArray[Any]
 
@@ -83,20 +83,30 @@ class Synapses:
         outputs: number of output channels.
         window: where each of them looks.
         packed: int8 [tiles, kernel height, kernel width * channels, tile].
-        factor_shift: 1 if the packed weights are halves.
+        factor_shift: sums are to be shifted by this; 1 if the packed weights are halves.
         narrow: whether all final sums fit 16 bits.
     """
 
-    def __init__(self, weight: Array, window: Window, largest_sum: int) -> None:
-        """`weight` is [O, C, kh, kw], or [O, C] of a linear layer."""
+    def __init__(
+        self, weight: Array, window: Window, largest_sum: int, listed_shift: int = 0
+    ) -> None:
+        """Pack the weights of a layer.
+
+        Args:
+            weight: [O, C, kh, kw], or [O, C] of a linear layer.
+            window: of the layer.
+            largest_sum: bound of its sums.
+            listed_shift: events are listed divided by two to this power.
+        """
         whole = weight.reshape(len(weight), window.channels, window.kernel_height, -1)
         self.outputs, self.window = len(weight), window
-        self.factor_shift = 0 if (whole & 1).any() else 1
+        halved = 0 if (whole & 1).any() else 1
+        self.factor_shift = halved + listed_shift
         self.narrow = largest_sum >> self.factor_shift < 2**15
         tile = next((tile for tile in TILES if tile >= self.outputs), TILES[-1])
         tiles = -(-self.outputs // tile)
         halves = np.zeros((tiles * tile, *whole.shape[1:]), np.int8)
-        halves[: self.outputs] = whole >> self.factor_shift
+        halves[: self.outputs] = whole >> halved
         rows = halves.transpose(2, 3, 1, 0).reshape(window.kernel_height, -1, tiles, tile)
         self.packed = np.ascontiguousarray(rows.transpose(2, 0, 1, 3))
 
@@ -126,11 +136,13 @@ class FiringResult:
         spikes: bool [T, B, places, O].
         found: int32 [T, B, places], spikes of each row.
         idle: int64 [B], updates without input, state or bias.
+        saturations: how many voltages were clipped.
     """
 
     spikes: npt.NDArray[np.bool_]
     found: npt.NDArray[np.int32]
     idle: npt.NDArray[np.int64]
+    saturations: int
 
 
 class SpikingSynapses:
@@ -167,31 +179,19 @@ class SpikingSynapses:
         spikes = np.empty((steps, images, window.places, synapses.outputs), np.bool_)
         found = np.zeros((steps, images, window.places), np.int32)
         blocks = _blocks(window, images)
-        idle = np.zeros((images, blocks), np.int64)
+        idle, saturated = np.zeros((2, images, blocks), np.int64)
         _fire(
             events.index, events.value, events.starts, _closed(gate, images), synapses.packed,
             window, synapses.mode(events), blocks, self.bias, self.shift, self.halving,
-            self.threshold, spikes.view(np.uint8), found, idle,
+            self.threshold, spikes.view(np.uint8), found, idle, saturated,
         )  # fmt: skip
-        return FiringResult(spikes, found, idle.sum(axis=1))
+        return FiringResult(spikes, found, idle.sum(axis=1), int(saturated.sum()))
 
 
-def can_fuse(constants: NeuronConstants, activation: Interval, steps: int) -> bool:
-    """Whether no current can wrap and no voltage saturate in `steps` steps, nor a current linger.
-
-    A voltage that has not fired is at most the threshold when the next drive arrives, and downward
-    it never gets past the sum of all drives (or twice one, where it halves).
-    """
-    if constants.du != NO_CURRENT_MEMORY or constants.dv not in (0, HALVING):
-        return False
-    if activation.magnitude << ACTIVATION_SHIFT > STATE_LIMIT:
-        return False
-    bias = constants.bias.astype(np.int64)
-    threshold = constants.threshold << ACTIVATION_SHIFT
-    high = (activation.high << ACTIVATION_SHIFT) + int(bias.max(initial=0))
-    low = (activation.low << ACTIVATION_SHIFT) + int(bias.min(initial=0))
-    reach = 2 if constants.dv == HALVING else steps
-    return max(threshold, 0) + high <= STATE_LIMIT and -low * reach <= STATE_LIMIT
+def can_fuse(constants: NeuronConstants, activation: Interval) -> bool:
+    """Whether the kernel has such neurons: no current memory, no current that can wrap."""
+    memoryless = constants.du == NO_CURRENT_MEMORY and constants.dv in (0, HALVING)
+    return memoryless and activation.magnitude <= ACTIVATION_LIMIT
 
 
 def _closed(gate: npt.NDArray[np.bool_] | None, images: int) -> npt.NDArray[np.bool_]:
@@ -322,7 +322,7 @@ def _sum(index, value, starts, gate, packed, window, factor_shift, mode, blocks,
 @numba.njit(parallel=True, cache=True)
 def _fire(
     index, value, starts, gate, packed, window, mode, blocks,
-    bias, shift, halving, threshold, spikes, found, idle,
+    bias, shift, halving, threshold, spikes, found, idle, saturated,
 ):  # fmt: skip
     steps, images, places, outputs = spikes.shape
     tiles, tile = packed.shape[0], packed.shape[3]
@@ -340,7 +340,7 @@ def _fire(
         fired = np.zeros(tile, np.uint8)
         sums_at, voltage_at = np.int64(sums.ctypes.data), np.int64(voltage.ctypes.data)
         fired_at = np.int64(fired.ctypes.data)
-        quiet = np.int64(0)
+        quiet = clipped = np.int64(0)
         for part in range(tiles):
             first = part * tile
             count = min(tile, outputs - first)
@@ -387,10 +387,12 @@ def _fire(
                                 shift, halving, threshold, drive, voltage_at, target,
                             )  # fmt: skip
                         if count == tile:
-                            found[t, b, place] += counts & 0xFFFFFFFF
+                            found[t, b, place] += counts & 0xFF
                         else:
                             for o in range(count):
                                 spikes[t, b, place, first + o] = fired[o]
                                 found[t, b, place] += fired[o]
-                        quiet += counts >> 32
+                        quiet += (counts >> IDLE_SHIFT) & 0xFF
+                        clipped += counts >> SATURATED_SHIFT
         idle[b, unit % blocks] = quiet
+        saturated[b, unit % blocks] = clipped

@@ -17,10 +17,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from atsnn.fixed_point import STATE_LIMIT
+
 TILES = (16, 32, 64)
 """Output channels that one call sums up; the largest comes out fastest per channel."""
 NARROW_EVENTS = 255
 """So many 8-bit weights always add up in 16 bits."""
+
+IDLE_SHIFT, SATURATED_SHIFT = 16, 32
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 _LANES = 32
@@ -189,7 +193,7 @@ def _fired(builder: ir.IRBuilder, sums: list[Any], neurons: list[Any]) -> Any:
         _broadcast(builder, builder.trunc(scalar, _I32), _NEURONS)
         for scalar in (shift, halving, threshold)
     )
-    zero = _splat(wide, 0)
+    zero, ceiling, floor = (_splat(wide, limit) for limit in (0, STATE_LIMIT, -STATE_LIMIT))
     counts = _constant(0)
     for part, arriving in enumerate(sums):
         words, places = 4 * _NEURONS * part, _NEURONS * part
@@ -200,13 +204,17 @@ def _fired(builder: ir.IRBuilder, sums: list[Any], neurons: list[Any]) -> Any:
         after = builder.add(
             builder.add(builder.ashr(toward_zero, halvings), drive), builder.shl(arriving, shifts)
         )
-        fired = builder.icmp_signed(">", after, limits)
-        _store(builder, builder.select(fired, zero, after), voltage, words)
+        lower = builder.select(builder.icmp_signed("<", after, ceiling), after, ceiling)
+        clipped = builder.select(builder.icmp_signed(">", lower, floor), lower, floor)
+        fired = builder.icmp_signed(">", clipped, limits)
+        _store(builder, builder.select(fired, zero, clipped), voltage, words)
         _store(builder, builder.zext(fired, _vector(_I8, _NEURONS)), spikes, places)
         anything = builder.or_(builder.or_(arriving, before), drive)
         quiet = builder.icmp_unsigned("==", anything, zero)
-        counts = builder.add(counts, _ones(builder, fired))
-        counts = builder.add(counts, builder.shl(_ones(builder, quiet), _constant(32)))
+        saturated = builder.icmp_unsigned("!=", clipped, after)
+        for mask, place in ((fired, 0), (quiet, IDLE_SHIFT), (saturated, SATURATED_SHIFT)):
+            found = builder.shl(_ones(builder, mask), _constant(place))
+            counts = builder.add(counts, found)
     return counts
 
 
@@ -251,7 +259,7 @@ def _gathering_neurons(mode: int, tile: int) -> Any:
 def _neurons(tile: int) -> Any:
     @intrinsic
     def fire(context, sums, shift, halving, threshold, bias, voltage, spikes):
-        """One step of `tile` neurons whose voltage halves (or stays) and cannot saturate.
+        """One step of `tile` neurons whose voltage halves (or stays).
 
         Args:
             sums: address of int32 [tile]; `<< shift` makes them currents.
@@ -262,7 +270,8 @@ def _neurons(tile: int) -> Any:
             spikes: address of bytes [tile], set to 0 or 1.
 
         Returns:
-            Number of spikes, plus 2^32 times the number of neurons without input, state or bias.
+            Number of spikes, plus 2^16 times that of neurons without input, state or bias, plus
+            2^32 times that of voltages that were clipped.
         """
 
         def code(backend, builder, signature, arguments):
@@ -283,6 +292,79 @@ sum_products_16, sum_products_32, sum_products_64 = (_gatherer(PRODUCTS, t) for 
 run_narrow_16, run_narrow_32, run_narrow_64 = (_gathering_neurons(NARROW, t) for t in TILES)
 run_wide_16, run_wide_32, run_wide_64 = (_gathering_neurons(WIDE, tile) for tile in TILES)
 fire_16, fire_32, fire_64 = (_neurons(tile) for tile in TILES)
+
+
+def _masker(lanes: int) -> Any:
+    kind = _vector(_I8, lanes)
+
+    @intrinsic
+    def bits_of(context, address):
+        """Which of some neighbouring bytes are not 0: bit i of the result for byte i."""
+
+        def code(backend, builder, signature, arguments):
+            values = _load(builder, arguments[0], kind)
+            bits = builder.icmp_unsigned("!=", values, _splat(kind, 0))
+            word = builder.bitcast(bits, ir.IntType(lanes))
+            return word if lanes == 64 else builder.zext(word, _I64)
+
+        return types.uint64(types.int64), code
+
+    return bits_of
+
+
+bits_of_64, bits_of_8 = _masker(64), _masker(8)
+
+
+@intrinsic
+def lowest(context, word):
+    """Place of the lowest bit that is set, of a word that is not 0."""
+
+    def code(backend, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.Constant(_I1, 1))
+
+    return types.int64(types.uint64), code
+
+
+@intrinsic
+def ones(context, word):
+    """How many bits are set."""
+
+    def code(backend, builder, signature, arguments):
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.uint64), code
+
+
+def _widening_adder(source: ir.IntType, target: ir.IntType, lanes: int) -> Any:
+    narrow, wide = _vector(source, lanes), _vector(target, lanes)
+    sizes = source.width // 8, target.width // 8
+
+    @intrinsic
+    def add(context, total, values, length):
+        """`total[:] += values`, of addresses, a multiple of the lanes long; none negative."""
+
+        def code(backend, builder, signature, arguments):
+            total, values, length = arguments
+
+            def body(k: Any, held: list[Any]) -> list[Any]:
+                at = builder.mul(k, _constant(lanes))
+                given = builder.add(values, builder.mul(at, _constant(sizes[0])))
+                target = builder.add(total, builder.mul(at, _constant(sizes[1])))
+                added = builder.zext(_load(builder, given, narrow), wide)
+                _store(builder, builder.add(_load(builder, target, wide), added), target)
+                return held
+
+            _repeat(builder, builder.sdiv(length, _constant(lanes)), [], body)
+            return backend.get_dummy_value()
+
+        return types.void(*(types.int64,) * 3), code
+
+    return add
+
+
+ADDED_LANES = 8
+add_bytes_to_shorts = _widening_adder(_I8, _I16, ADDED_LANES)
+add_shorts_to_ints = _widening_adder(_I16, _I32, ADDED_LANES)
 
 
 def _lister(element: ir.IntType) -> Any:
