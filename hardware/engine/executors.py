@@ -8,6 +8,7 @@ integers. What a halted token would need is not computed: its rows are left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from hardware.engine import coincidence, counting, kernels
 from hardware.engine.addition import add_rows, integers_for
 from hardware.engine.coincidence import attend
 from hardware.engine.counting import Traffic
+from hardware.engine.dense import DenseSynapses, as_bytes, can_be_bytes, dense_is_faster
 from hardware.engine.lists import EventLists
 from hardware.engine.neurons import Neurons
 from hardware.engine.plan import Plan
@@ -39,6 +41,7 @@ from hardware.engine.pooling import pool_spikes
 from hardware.engine.rows import as_rows, from_rows, line_width
 from hardware.engine.shared import Shared
 from hardware.engine.synapses import (
+    FiringResult,
     SpikingSynapses,
     Synapses,
     can_fuse,
@@ -47,6 +50,7 @@ from hardware.engine.synapses import (
     token_window,
 )
 from hardware.engine.tally import of_spikes
+from hardware.engine.vectors import has_dot_products
 from hardware.errors import EngineError
 from hardware.events import SCORES_FIRST, TABLE_FIRST, AttentionOrder, NodeCounter, PerImage
 
@@ -145,7 +149,21 @@ class SpikingSynapseExecutor(SynapseExecutor):
         assert neurons.constants is not None
         self.size = int(np.prod(self.out_shape))
         self.spiking = SpikingSynapses(self.synapses, neurons.constants)
+        self.can_be_dense = has_dot_products() and can_be_bytes(self.bound, self.shift)
         self.saturations = 0
+
+    @cached_property
+    def dense_synapses(self) -> DenseSynapses:
+        return DenseSynapses(self.spiking)
+
+    def fire(self, values: Array, gate: Array | None, steps: int) -> FiringResult:
+        """Event-driven or dense, whichever is faster at the density of the first images."""
+        few = values[:, :2]
+        density = np.count_nonzero(few) / few.size
+        if self.can_be_dense and dense_is_faster(self.spiking.synapses, density):
+            arriving = as_bytes(as_rows(values), self.spiking.synapses, self.shift)
+            return self.dense_synapses.fire(arriving, values.shape[1], gate, steps)
+        return self.spiking.fire(self.lists(values, gate), gate, steps)
 
     def run(
         self,
@@ -157,7 +175,7 @@ class SpikingSynapseExecutor(SynapseExecutor):
         """As `advance`, with a counter for each of the two nodes."""
         (values,) = inputs["in"]
         gate = _some_closed(inputs)
-        fired = self.spiking.fire(self.lists(values, gate), gate, steps)
+        fired = self.fire(values, gate, steps)
         spikes = from_rows(fired.spikes, self.out_shape)
         self.saturations += fired.saturations
         self.shared.keep_counts(spikes, of_spikes(fired.found))

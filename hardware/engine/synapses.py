@@ -145,6 +145,29 @@ class FiringResult:
     saturations: int
 
 
+@dataclass(frozen=True)
+class FiringRoom:
+    """A `FiringResult` in the making; counts [B, blocks] are of parts of an image."""
+
+    spikes: npt.NDArray[np.bool_]
+    found: npt.NDArray[np.int32]
+    idle: npt.NDArray[np.int64]
+    saturated: npt.NDArray[np.int64]
+
+    @property
+    def blocks(self) -> int:
+        return self.idle.shape[1]
+
+    def gates(self, gate: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_]:
+        """The gate as the kernels take it."""
+        return _closed(gate, self.spikes.shape[1])
+
+    def done(self) -> FiringResult:
+        """When a kernel has filled it."""
+        saturations = int(self.saturated.sum())
+        return FiringResult(self.spikes, self.found, self.idle.sum(axis=1), saturations)
+
+
 class SpikingSynapses:
     """Synapses and the neurons behind them in one pass over all time steps.
 
@@ -174,18 +197,26 @@ class SpikingSynapses:
             gate: bool [steps, B, places]: closed neurons do nothing, or None.
             steps: T.
         """
-        synapses, images = self.synapses, events.starts.shape[1]
-        window = synapses.window
-        spikes = np.empty((steps, images, window.places, synapses.outputs), np.bool_)
-        found = np.zeros((steps, images, window.places), np.int32)
-        blocks = _blocks(window, images)
-        idle, saturated = np.zeros((2, images, blocks), np.int64)
+        synapses = self.synapses
+        result = self.room(events.starts.shape[1], steps)
         _fire(
-            events.index, events.value, events.starts, _closed(gate, images), synapses.packed,
-            window, synapses.mode(events), blocks, self.bias, self.shift, self.halving,
-            self.threshold, spikes.view(np.uint8), found, idle, saturated,
+            events.index, events.value, events.starts, result.gates(gate), synapses.packed,
+            synapses.window, synapses.mode(events), result.blocks, self.bias, self.shift,
+            self.halving, self.threshold, result.spikes.view(np.uint8), result.found, result.idle,
+            result.saturated,
         )  # fmt: skip
-        return FiringResult(spikes, found, idle.sum(axis=1), int(saturated.sum()))
+        return result.done()
+
+    def room(self, images: int, steps: int) -> FiringRoom:
+        """Where a kernel writes what the neurons do."""
+        window = self.synapses.window
+        places, blocks = window.places, _blocks(window, images)
+        return FiringRoom(
+            spikes=np.empty((steps, images, places, self.synapses.outputs), np.bool_),
+            found=np.zeros((steps, images, places), np.int32),
+            idle=np.zeros((images, blocks), np.int64),
+            saturated=np.zeros((images, blocks), np.int64),
+        )
 
 
 def can_fuse(constants: NeuronConstants, activation: Interval) -> bool:
@@ -267,7 +298,8 @@ def _run(
 
 
 @numba.njit(cache=True)
-def _fire_sums(tile, sums, shift, halving, threshold, bias, voltage, spikes):
+def fire_sums(tile, sums, shift, halving, threshold, bias, voltage, spikes):
+    """One step of a tile of neurons, as `vectors.fire_64`; for compiled functions."""
     if tile == 64:
         return vectors.fire_64(sums, shift, halving, threshold, bias, voltage, spikes)
     if tile == 32:
@@ -377,7 +409,7 @@ def _fire(
                                     index_at + s * room, value_at + s * list_room, sums_at,
                                 )  # fmt: skip
                                 summed = s
-                            counts = _fire_sums(
+                            counts = fire_sums(
                                 tile, sums_at, shift, halving, threshold, drive, voltage_at, target
                             )
                         else:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -25,6 +25,8 @@ NARROW_EVENTS = 255
 """So many 8-bit weights always add up in 16 bits."""
 
 IDLE_SHIFT, SATURATED_SHIFT = 16, 32
+
+binding.initialize_native_asmparser()  # `vpdpbusd` goes by different names in different LLVM
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 _LANES = 32
@@ -254,6 +256,79 @@ def _gathering_neurons(mode: int, tile: int) -> Any:
         return types.int64(*(types.int64,) * 14), code
 
     return gather_and_fire
+
+
+STEPS_AT_ONCE = 4
+"""Time steps for which a dense product reads its weights once."""
+
+
+def _dot_product(steps: int, tile: int) -> Any:
+    bytes_in, sums_out = _vector(_I8, 4 * _NEURONS), _vector(_I32, _NEURONS)
+    word = ir.FunctionType(sums_out, [sums_out, bytes_in, bytes_in])
+    add_products = ir.InlineAsm(word, "vpdpbusd $3, $2, $0", "=v,0,v,v")
+
+    @intrinsic
+    def multiply(context, values, step, rows, pitch, fours, weights, sums):
+        """Dense product of windows of unsigned bytes and 8-bit weights, for machines with VNNI.
+
+        Args:
+            values: address of the window's first byte at the first step.
+            step: bytes from one step to the next.
+            rows: rows of the window.
+            pitch: bytes from one row to the next.
+            fours: groups of 4 bytes in a row; the last may reach beyond it, with weights of 0.
+            weights: address of int8 [rows, fours, tile, 4].
+            sums: address of int32 [steps, tile], written.
+        """
+
+        def code(backend, builder, signature, arguments):
+            values, step, rows, pitch, fours, weights, sums = arguments
+            columns = range(0, tile, _NEURONS)
+
+            def window_row(k: Any, held: list[Any]) -> list[Any]:
+                line = builder.add(values, builder.mul(k, pitch))
+                taps = builder.add(weights, builder.mul(builder.mul(k, fours), _constant(4 * tile)))
+
+                def four(g: Any, totals: list[Any]) -> list[Any]:
+                    at = builder.add(taps, builder.mul(g, _constant(4 * tile)))
+                    tap = [_load(builder, at, bytes_in, 4 * column) for column in columns]
+                    added = []
+                    for t in range(steps):
+                        offset = builder.add(builder.shl(g, _constant(2)), _times(builder, step, t))
+                        given = _load(builder, builder.add(line, offset), _I32)
+                        spread = builder.bitcast(_broadcast(builder, given, _NEURONS), bytes_in)
+                        for part in range(len(columns)):
+                            total = totals[t * len(columns) + part]
+                            added.append(builder.call(add_products, [total, spread, tap[part]]))
+                    return added
+
+                return _repeat(builder, fours, held, four)
+
+            start = [_splat(sums_out, 0) for _ in range(steps * len(columns))]
+            found = _repeat(builder, rows, start, window_row)
+            for place, total in enumerate(found):
+                _store(builder, total, sums, 4 * _NEURONS * place)
+            return backend.get_dummy_value()
+
+        return types.void(*(types.int64,) * 7), code
+
+    return multiply
+
+
+def _times(builder: ir.IRBuilder, value: Any, factor: int) -> Any:
+    return builder.mul(value, _constant(factor))
+
+
+def has_dot_products() -> bool:
+    """Whether this machine multiplies four pairs of bytes and adds them up in one instruction."""
+    features = binding.get_host_cpu_features()
+    return bool(features.get("avx512f") and features.get("avx512vnni"))
+
+
+multiply_one_16, multiply_one_32, multiply_one_64 = (_dot_product(1, tile) for tile in TILES)
+multiply_four_16, multiply_four_32, multiply_four_64 = (
+    _dot_product(STEPS_AT_ONCE, tile) for tile in TILES
+)
 
 
 def _neurons(tile: int) -> Any:

@@ -1,0 +1,206 @@
+"""Dense layers of bytes: where most inputs are events, or so few that lists do not pay.
+
+The integers are those of `synapses`; which of the two runs a layer is decided by what it costs at
+the density that is measured. Needs an instruction that multiplies bytes (VNNI); on a machine
+without it, every layer is event-driven.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from hardware.engine import vectors
+from hardware.engine.plan import Interval
+from hardware.engine.rows import Array
+from hardware.engine.synapses import FiringResult, SpikingSynapses, Synapses, fire_sums
+from hardware.engine.vectors import IDLE_SHIFT, SATURATED_SHIFT, STEPS_AT_ONCE
+
+LARGEST_BYTE = 255
+_SPARE = 64
+
+_WINDOW_ROW, _EVENT, _PRODUCT = 8.0, 0.4, 0.122
+_LISTED, _MULTIPLIED = 14.0, 13.0
+"""Nanoseconds on one core of an AMD EPYC (Zen 5), per tile of a target pixel and time step: for each
+row of the window and event in it, for 4 x 16 products, and for all the rest in either kernel. Only
+which kernel runs depends on them, never what it computes."""
+
+
+def can_be_bytes(values: Interval, shift: int) -> bool:
+    """Whether values, divided by 2^shift, are unsigned bytes."""
+    return values.low >= 0 and values.high >> shift <= LARGEST_BYTE
+
+
+def dense_is_faster(synapses: Synapses, density: float) -> bool:
+    """Whether the dense kernel is, where this share of the inputs is not 0."""
+    window = synapses.window
+    inputs = window.kernel_width * window.channels
+    events = density * inputs * window.kernel_height
+    listed = _LISTED + _WINDOW_ROW * window.kernel_height + _EVENT * events
+    fours = window.kernel_height * -(-inputs // 4) * synapses.packed.shape[3] / 16
+    return _MULTIPLIED + _PRODUCT * fours < listed
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """What arrives at a layer, with zeros round it.
+
+    Attributes:
+        values: uint8, flat, longer than needed by a few bytes.
+        steps: S.
+        line: bytes of one line of the padded map.
+        image, step: bytes from one image or step to the next.
+    """
+
+    values: npt.NDArray[np.uint8]
+    steps: int
+    line: int
+    image: int
+    step: int
+
+
+def as_bytes(rows: Array, synapses: Synapses, shift: int) -> Bytes:
+    """Rows [S, B, R, E] of spikes, or of integers that divided by 2^shift are at most 255."""
+    window = synapses.window
+    steps, images = rows.shape[:2]
+    height = window.height + 2 * window.padding_y
+    width = window.width + 2 * window.padding_x
+    line = width * window.channels
+    size = height * line
+    values = np.zeros(steps * images * size + _SPARE, np.uint8)
+    maps = values[:-_SPARE].reshape(steps, images, height, width, window.channels)
+    inner = maps[
+        :, :,
+        window.padding_y : window.padding_y + window.height,
+        window.padding_x : window.padding_x + window.width,
+    ]  # fmt: skip
+    source = rows.view(np.uint8) if rows.dtype == np.bool_ else rows >> shift
+    inner[...] = source.reshape(inner.shape)
+    return Bytes(values, steps, line, size, images * size)
+
+
+class DenseSynapses:
+    """The weights of a layer for dense products, with the neurons behind them.
+
+    Attributes:
+        packed: int8 [tiles, kernel height, fours, tile, 4].
+    """
+
+    def __init__(self, spiking: SpikingSynapses) -> None:
+        self.spiking = spiking
+        rows = spiking.synapses.packed
+        tiles, height, taps, tile = rows.shape
+        fours = -(-taps // 4)
+        padded = np.zeros((tiles, height, 4 * fours, tile), np.int8)
+        padded[:, :, :taps] = rows
+        split = padded.reshape(tiles, height, fours, 4, tile)
+        self.packed = np.ascontiguousarray(split.transpose(0, 1, 2, 4, 3))
+
+    def fire(
+        self, arriving: Bytes, images: int, gate: npt.NDArray[np.bool_] | None, steps: int
+    ) -> FiringResult:
+        """As `SpikingSynapses.fire`."""
+        spiking, synapses = self.spiking, self.spiking.synapses
+        result = spiking.room(images, steps)
+        window = synapses.window
+        _fire_dense(
+            arriving.values, (arriving.steps, arriving.line, arriving.image, arriving.step),
+            result.gates(gate), self.packed, window, result.blocks, spiking.bias, spiking.shift,
+            spiking.halving, spiking.threshold, result.spikes.view(np.uint8), result.found,
+            result.idle, result.saturated,
+        )  # fmt: skip
+        return result.done()
+
+
+@numba.njit(cache=True)
+def _multiply_four(tile, values, step, rows, pitch, fours, weights, sums):
+    if tile == 64:
+        vectors.multiply_four_64(values, step, rows, pitch, fours, weights, sums)
+    elif tile == 32:
+        vectors.multiply_four_32(values, step, rows, pitch, fours, weights, sums)
+    else:
+        vectors.multiply_four_16(values, step, rows, pitch, fours, weights, sums)
+
+
+@numba.njit(cache=True)
+def _multiply_one(tile, values, rows, pitch, fours, weights, sums):
+    if tile == 64:
+        vectors.multiply_one_64(values, 0, rows, pitch, fours, weights, sums)
+    elif tile == 32:
+        vectors.multiply_one_32(values, 0, rows, pitch, fours, weights, sums)
+    else:
+        vectors.multiply_one_16(values, 0, rows, pitch, fours, weights, sums)
+
+
+@numba.njit(parallel=True, cache=True)
+def _fire_dense(
+    values, layout, gate, packed, window, blocks,
+    bias, shift, halving, threshold, spikes, found, idle, saturated,
+):  # fmt: skip
+    steps, images, places, outputs = spikes.shape
+    arriving, line, image, step = layout
+    tiles, height, fours, tile, _ = packed.shape
+    lines = (window.out_height + blocks - 1) // blocks
+    values_at, packed_at = np.int64(values.ctypes.data), np.int64(packed.ctypes.data)
+    bias_at, spikes_at = np.int64(bias.ctypes.data), np.int64(spikes.ctypes.data)
+    for unit in numba.prange(images * blocks):
+        b, top = unit // blocks, (unit % blocks) * lines
+        sums = np.zeros(STEPS_AT_ONCE * tile, np.int32)
+        voltage, fired = np.zeros(tile, np.int32), np.zeros(tile, np.uint8)
+        sums_at, voltage_at = np.int64(sums.ctypes.data), np.int64(voltage.ctypes.data)
+        fired_at = np.int64(fired.ctypes.data)
+        quiet = clipped = np.int64(0)
+        for part in range(tiles):
+            first = part * tile
+            count = min(tile, outputs - first)
+            drive = bias_at + 4 * first
+            weights = packed_at + part * height * fours * tile * 4
+            for y in range(top, min(top + lines, window.out_height)):
+                for x in range(window.out_width):
+                    place = y * window.out_width + x
+                    corner = (
+                        values_at + b * image + y * window.stride_y * line
+                        + x * window.stride_x * window.channels
+                    )  # fmt: skip
+                    voltage[:] = 0
+                    for t in range(steps):
+                        turn = t % STEPS_AT_ONCE
+                        if t >= arriving:
+                            turn = 0  # what stands still was summed up at the first step
+                        elif t + STEPS_AT_ONCE - turn <= arriving:
+                            if turn == 0:
+                                _multiply_four(
+                                    tile, corner + t * step, step, height, line, fours, weights,
+                                    sums_at,
+                                )  # fmt: skip
+                        else:
+                            turn = 0
+                            _multiply_one(
+                                tile, corner + t * step, height, line, fours, weights, sums_at
+                            )
+                        if len(gate) and not gate[t % len(gate), b, place]:
+                            spikes[t, b, place, first : first + count] = 0
+                            continue
+                        target = fired_at
+                        if count == tile:
+                            target = (
+                                spikes_at
+                                + ((t * images + b) * places + place) * outputs + first
+                            )  # fmt: skip
+                        counts = fire_sums(
+                            tile, sums_at + 4 * turn * tile, shift, halving, threshold, drive,
+                            voltage_at, target,
+                        )  # fmt: skip
+                        if count == tile:
+                            found[t, b, place] += counts & 0xFF
+                        else:
+                            for o in range(count):
+                                spikes[t, b, place, first + o] = fired[o]
+                                found[t, b, place] += fired[o]
+                        quiet += (counts >> IDLE_SHIFT) & 0xFF
+                        clipped += counts >> SATURATED_SHIFT
+        idle[b, unit % blocks] = quiet
+        saturated[b, unit % blocks] = clipped
