@@ -80,25 +80,28 @@ def _attend(q, k, v, gate, count, out, counts):
             table[:] = 0
             asking[:] = 0
             offered[:] = 0
+            offering = 0  # tokens with spikes of both k and v
             for n in range(tokens):
-                values[n] = 0
+                if not gate[t, b, n]:
+                    continue
+                keys, given = k[t, b, n, h], v[t, b, n, h]
+                given_at = np.int64(given.ctypes.data)
+                spikes = _spikes(given)
+                found = 0
                 for w in range(words):
-                    offers[w, n] = 0
-                if gate[t, b, n]:
-                    keys, given = k[t, b, n, h], v[t, b, n, h]
-                    given_at = np.int64(given.ctypes.data)
-                    values[n] = _spikes(given)
-                    found = 0
-                    for w in range(words):
-                        word = _bits(keys, w)
-                        offers[w, n] = word
-                        found += vectors.ones(word)
-                        while word and values[n]:
-                            i = w * _WORD + vectors.lowest(word)
+                    word = _bits(keys, w)
+                    offers[w, offering] = word
+                    found += vectors.ones(word)
+                    while word:
+                        i = w * _WORD + vectors.lowest(word)
+                        if spikes:
                             vectors.add_bytes_to_shorts(table_at + 2 * i * room, given_at, room)
-                            word &= word - np.uint64(1)
-                    result[TABLE] += found * values[n]
-                    result[MESSAGES] += found + values[n]
+                        offered[i] += 1
+                        word &= word - np.uint64(1)
+                values[offering] = spikes
+                offering += found > 0 and spikes > 0
+                result[TABLE] += found * spikes
+                result[MESSAGES] += found + spikes
             for n in range(tokens):
                 if not gate[t, b, n]:
                     continue
@@ -114,9 +117,8 @@ def _attend(q, k, v, gate, count, out, counts):
                         asking[i] += 1
                         word &= word - np.uint64(1)
                 if count:
-                    result[SCORE_READS] += _readers(asks, offers, values)
+                    result[SCORE_READS] += _readers(asks, offers, values, offering)
             if count:
-                _offered(offers, offered)
                 for i in range(room):
                     if asking[i]:
                         result[SCORES] += asking[i] * offered[i]
@@ -154,26 +156,15 @@ def _filled(row):
 
 
 @numba.njit(cache=True)
-def _offered(offers, offered):
-    """How many tokens offer each key."""
-    for w in range(len(offers)):
-        for n in range(offers.shape[1]):
-            word = offers[w, n]
-            while word:
-                offered[w * _WORD + vectors.lowest(word)] += 1
-                word &= word - np.uint64(1)
-
-
-@numba.njit(cache=True)
-def _readers(asks, offers, values):
+def _readers(asks, offers, values, offering):
     """How many v spikes read a score that is not 0."""
     found = np.int64(0)
     if len(asks) == 1:
         ask, row = asks[0], offers[0]
-        for m in range(len(values)):
+        for m in range(offering):
             found += values[m] if (ask & row[m]) != 0 else 0
         return found
-    for m in range(len(values)):
+    for m in range(offering):
         met = np.uint64(0)
         for w in range(len(asks)):
             met |= asks[w] & offers[w, m]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from hardware.engine.rows import Array
 from hardware.engine.shared import Shared
-from hardware.engine.tally import RowArray
+from hardware.engine.tally import RowArray, sum_over_time
 from hardware.events import NodeCounter, PerImage
 
 
@@ -49,38 +49,45 @@ def weigh(
         traffic: how values above 1 count.
         gate: bool [G, B, R]: what closed rows hold is not sent.
     """
-    counts = shared.counts(values, traffic.unit)
-    sops = repeat * _per_image(counts.messages, fan_out, gate)
-    macs = np.zeros_like(sops)
-    if values.dtype != np.bool_ and traffic.pixels:
-        macs = sops
-    elif traffic.multiplied and values.dtype != np.bool_:
-        macs = repeat * _per_image(counts.graded, fan_out, gate)
-    unrolled = sops
+    arriving = _messages(shared, values, gate)
+    sops = _meeting(arriving, fan_out)
+    macs, unrolled = np.zeros_like(sops), sops
     if values.dtype != np.bool_:
-        unrolled = repeat * _per_image(counts.unrolled, fan_out, gate)
-    counter.add("messages", repeat * _per_image(counts.messages, 1, gate))
-    counter.add("sops", sops)
-    counter.add("acs", sops - macs)
-    counter.add("macs", macs)
-    counter.add("unrolled_acs", unrolled)
+        counts = shared.counts(values, traffic.unit)
+        unrolled = _meeting(_over_time(counts.unrolled, gate), fan_out)
+        if traffic.pixels:
+            macs = sops
+        elif traffic.multiplied:
+            macs = _meeting(_over_time(counts.graded, gate), fan_out)
+    counter.add("messages", repeat * arriving.sum(axis=1, dtype=np.int64))
+    counter.add("sops", repeat * sops)
+    counter.add("acs", repeat * (sops - macs))
+    counter.add("macs", repeat * macs)
+    counter.add("unrolled_acs", repeat * unrolled)
 
 
-def _per_image(
-    counts: RowArray, fan_out: npt.NDArray[np.int64] | int, gate: npt.NDArray[np.bool_] | None
-) -> PerImage:
-    """Sum of counts [S, B, R] over steps and open rows, each times its fan-out: int64 [B]."""
-    if gate is not None:
-        counts = counts * gate
-    rows = counts.sum(axis=0, dtype=np.int64)
+def _messages(shared: Shared, values: Array, gate: npt.NDArray[np.bool_] | None) -> RowArray:
+    """Messages of each open row over time, int32 [B, R]."""
+    if gate is None:
+        return shared.messages_over_time(values)
+    return _over_time(shared.messages(values), gate)
+
+
+def _over_time(counts: RowArray, gate: npt.NDArray[np.bool_] | None) -> RowArray:
+    """Sum over time of counts [S, B, R] of open rows, int32 [B, R]."""
+    return sum_over_time(counts if gate is None else counts * gate)
+
+
+def _meeting(counts: RowArray, fan_out: npt.NDArray[np.int64] | int) -> PerImage:
+    """Synapses that messages [B, R] meet, int64 [B]."""
     if isinstance(fan_out, int):
-        return rows.sum(axis=1) * fan_out
-    return rows @ fan_out
+        return counts.sum(axis=1, dtype=np.int64) * fan_out
+    return counts @ fan_out
 
 
-def messages(shared: Shared, values: Array, unit: int = 1) -> PerImage:
+def messages(shared: Shared, values: Array) -> PerImage:
     """Values of [S, B, ...] that are not 0, per image, int64 [B]."""
-    return _per_image(shared.counts(values, unit).messages, 1, None)
+    return shared.messages_over_time(values).sum(axis=1, dtype=np.int64)
 
 
 def nonzero(values: Array) -> PerImage:

@@ -93,9 +93,9 @@ class Executor:
             for source in sources
         ]
 
-    def count_relays(self, counter: NodeCounter, out: Array, repeat: int, unit: int) -> None:
+    def count_relays(self, counter: NodeCounter, out: Array, repeat: int) -> None:
         """Neuron updates of a node that only passes on: active where its output is not 0."""
-        active = repeat * counting.messages(self.shared, out, unit)
+        active = repeat * counting.messages(self.shared, out)
         counter.add("updates_active", active)
         counter.add("updates_idle", repeat * len(out) * int(np.prod(out.shape[2:])) - active)
 
@@ -230,8 +230,8 @@ class OrPoolExecutor(Executor):
             repeat = steps // len(maps)
             (traffic,) = self.traffic("in", False)
             counting.weigh(counter, self.shared, maps, self.hits, repeat, traffic)
-            counter.add("spikes", repeat * counting.messages(self.shared, out, traffic.unit))
-            self.count_relays(counter, out, repeat, traffic.unit)
+            counter.add("spikes", repeat * counting.messages(self.shared, out))
+            self.count_relays(counter, out, repeat)
         return {"out": out}
 
     def _spikes(self, maps: Array) -> Array:
@@ -269,8 +269,7 @@ class AddExecutor(Executor):
         if counter:
             for value, traffic in zip(inputs["in"], self.traffic("in", False), strict=True):
                 counting.weigh(counter, self.shared, value, 1, steps // len(value), traffic)
-            unit = self.plan.units[self.node_name]
-            self.count_relays(counter, total, steps // len(total), unit)
+            self.count_relays(counter, total, steps // len(total))
         return {"out": total}
 
 
@@ -296,7 +295,7 @@ class AttentionExecutor(Executor):
         gated = 0
         if gate is not None:
             gated = counting.nonzero(~gate) * out.shape[-1] * repeat
-        self.count_relays(counter, out, repeat, 1)
+        self.count_relays(counter, out, repeat)
         counter.add("updates_idle", -gated)
         counter.add("updates_gated", gated)
 
@@ -423,7 +422,7 @@ class MergeExecutor(Executor):
         return kernels.Reduction(partner, size, alive, self.node.combine)
 
     def _count_similarities(self, compared: Array, eligible: Array, counter: NodeCounter) -> None:
-        elements = (compared != 0).sum(axis=(0, 3)) * eligible
+        elements = self.shared.messages(compared).sum(axis=0) * eligible
         partners = eligible[:, 1::2].sum(axis=1)
         products = elements.sum(axis=1) + elements[:, 0::2].sum(axis=1) * partners
         counter.add("messages", elements.sum(axis=1))
@@ -435,10 +434,10 @@ class MergeExecutor(Executor):
         involved = np.zeros(reduction.size.shape, np.bool_)
         involved[reduction.image, reduction.giver] = True
         involved[reduction.image, reduction.taker] = True
-        elements = counting.nonzero((stream != 0) & involved[..., None])
+        elements = (self.shared.messages(stream) * involved).sum(axis=(0, 2))
         counter.add("messages", elements)
         _add_macs(counter, elements)
-        self.count_relays(counter, out, 1, self.plan.units[self.node_name])
+        self.count_relays(counter, out, 1)
 
 
 class ReadoutExecutor(Executor):

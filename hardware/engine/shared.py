@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hardware.engine.lists import EventLists, list_events
 from hardware.engine.plan import Interval
 from hardware.engine.rows import Array, as_rows
-from hardware.engine.tally import RowCounts, count_rows
+from hardware.engine.tally import RowArray, RowCounts, count_messages, count_rows, sum_over_time
 
 
 class Shared:
@@ -20,10 +20,27 @@ class Shared:
 
     def __init__(self) -> None:
         self._held: dict[tuple[Any, ...], Any] = {}
+        self._units: set[int] = {1}
 
     def counts(self, values: Array, unit: int) -> RowCounts:
         """Counts of each row of `values`, of which `unit` stands for one spike."""
+        self._units.add(unit)
         return self._once(("counts", unit, id(values)), values, lambda: _count(values, unit))
+
+    def messages(self, values: Array) -> RowArray:
+        """How many values of each row are not 0, int32 [S, B, R]."""
+        for unit in self._units:
+            if ("counts", unit, id(values)) in self._held:
+                return self.counts(values, unit).messages
+        return self._once(("messages", id(values)), values, lambda: count_messages(as_rows(values)))
+
+    def messages_over_time(self, values: Array) -> RowArray:
+        """The same over all steps, int32 [B, R]."""
+
+        def make() -> RowArray:
+            return sum_over_time(self.messages(values))
+
+        return self._once(("messages over time", id(values)), values, make)
 
     def keep_counts(self, values: Array, counts: RowCounts) -> None:
         """Counts of spikes that are known already."""

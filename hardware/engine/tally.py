@@ -30,10 +30,9 @@ class RowCounts(NamedTuple):
 def count_rows(rows: Array, unit: int) -> RowCounts:
     """Count rows [S, B, R, E] of which the value `unit` (a power of 2) stands for one spike."""
     shape = rows.shape[:3]
-    messages = np.empty(shape, np.int32)
     if rows.dtype == np.bool_:
-        _count_spikes(rows.view(np.uint8), messages)
-        return of_spikes(messages)
+        return of_spikes(count_messages(rows))
+    messages = np.empty(shape, np.int32)
     if rows.dtype not in (np.int16, np.int32, np.int64):
         rows = rows.astype(np.int32)
     unrolled, graded = np.empty(shape, np.int32), np.empty(shape, np.int32)
@@ -41,9 +40,24 @@ def count_rows(rows: Array, unit: int) -> RowCounts:
     return RowCounts(messages, unrolled, graded)
 
 
+def count_messages(rows: Array) -> RowArray:
+    """How many values of each row of [S, B, R, E] are not 0."""
+    messages = np.empty(rows.shape[:3], np.int32)
+    if rows.dtype == np.bool_:
+        _count_spikes(rows.view(np.uint8), messages)
+    else:
+        _count_nonzero(rows, messages)
+    return messages
+
+
 def of_spikes(messages: RowArray) -> RowCounts:
     """Counts of rows of spikes, of which the number of spikes is known."""
     return RowCounts(messages, messages, np.zeros((1, 1, 1), np.int32))
+
+
+def sum_over_time(counts: RowArray) -> RowArray:
+    """Counts [S, B, R] over all steps, int32 [B, R]."""
+    return counts[0] if len(counts) == 1 else counts.sum(axis=0, dtype=np.int32)
 
 
 @numba.njit(parallel=True, cache=True)
@@ -56,6 +70,19 @@ def _count_spikes(rows, messages):
             found = np.int32(0)
             for c in range(channels):
                 found += np.int32(row[c])
+            messages[t, b, r] = found
+
+
+@numba.njit(parallel=True, cache=True)
+def _count_nonzero(rows, messages):
+    steps, images, count, channels = rows.shape
+    for item in numba.prange(steps * images):
+        t, b = item // images, item % images
+        for r in range(count):
+            row = rows[t, b, r]
+            found = np.int32(0)
+            for c in range(channels):
+                found += np.int32(row[c] != 0)
             messages[t, b, r] = found
 
 
