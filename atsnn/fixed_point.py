@@ -119,10 +119,11 @@ def even_weights(weight: FloatArray, scale: float) -> npt.NDArray[np.int32]:
 
 def activation_bound(weight: IntArray, input_max: int) -> int:
     """Largest |sum of weight * input| over inputs in [0, input_max]; output channels on axis 0."""
-    flat = weight.reshape(weight.shape[0], -1).astype(np.int64)
-    positive = np.where(flat > 0, flat, 0).sum(axis=1)
-    negative = np.where(flat < 0, -flat, 0).sum(axis=1)
-    return int(max(positive.max(initial=0), negative.max(initial=0)) * input_max)
+    flat = weight.reshape(weight.shape[0], -1)
+    size = np.abs(flat).sum(axis=1, dtype=np.int64)
+    total = flat.sum(axis=1, dtype=np.int64)
+    larger_side = (size + np.abs(total)) // 2  # of the positive and the negative weights
+    return int(larger_side.max(initial=0)) * input_max
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,12 @@ def attend(
     gates = np.ascontiguousarray(np.broadcast_to(gates, (steps, images, tokens)))
     width = channels // heads
     room = -(-width // vectors.ADDED_LANES) * vectors.ADDED_LANES
-    split = (_by_heads(x, heads, room) for x in (q, k, v))
     out = np.zeros((steps, images, tokens, heads, room), np.int32)
     counts = np.zeros((steps, images, 5), np.int64)
-    _attend(*split, gates, count, out, counts)
+    _attend(
+        _by_heads(q, heads, room), _by_heads(k, heads, room), _by_heads(v, heads, room), gates,
+        count, out, counts,
+    )  # fmt: skip
     return out[..., :width].reshape(q.shape), counts.sum(axis=0)
 
 

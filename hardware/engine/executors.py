@@ -109,7 +109,7 @@ class SynapseExecutor(Executor):
         self.out_shape = plan.shapes[node.name, "out"]
         self.bound = plan.bound_into(node.name, "in")
         self.shift = listed_shift(node, plan)
-        self.fan_out = _fan_out(node, self.shape)
+        self.fan_out = fan_out(node, self.shape)
         self.synapses = pack(node, plan) if can_pack(node) else None
         self.dense = None if self.synapses else _dense(node, self.bound.magnitude)
 
@@ -183,7 +183,9 @@ class SpikingSynapseExecutor(SynapseExecutor):
             self.count(values, gate, steps, counter)
             gated: PerImage | int = 0
             if gate is not None:
-                gated = counting.nonzero(~gate) * self.synapses.outputs * (steps // len(gate))
+                gated = (
+                    counting.nonzero(~gate) * self.spiking.synapses.outputs * (steps // len(gate))
+                )
             neuron_counter.add("updates_gated", gated)
             neuron_counter.add("updates_idle", fired.idle)
             neuron_counter.add("updates_active", steps * self.size - gated - fired.idle)
@@ -541,7 +543,7 @@ def _sources(plan: Plan, node: str) -> list[tuple[str, str]]:
     return [(edge.source, edge.source_port) for edge in plan.edges(node, "gate")]
 
 
-def _fan_out(node: Conv | Linear, shape: tuple[int, ...]) -> Array | int:
+def fan_out(node: Conv | Linear, shape: tuple[int, ...]) -> Array | int:
     """Synapses that a message of each row meets."""
     if isinstance(node, Linear):
         return len(node.weight)

@@ -81,11 +81,6 @@ class Convolution:
             len(maps), self.groups, -1, places
         )
 
-    def fan_out(self, size: tuple[int, int]) -> npt.NDArray[np.int64]:
-        """Synapses of each input pixel, int64 [H, W], exact at the borders."""
-        hits = window_hits(size, self.kernel, self.stride, self.padding, self.dilation)
-        return hits * self.matrix.shape[1]
-
 
 def padded(maps: Array, padding: tuple[int, int], dtype: npt.DTypeLike) -> Array:
     """Maps [M, C, H, W] with zeros round them, as `dtype`."""

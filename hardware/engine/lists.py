@@ -58,6 +58,8 @@ def list_events(
     """
     steps, images, count, _ = rows.shape
     closed = np.zeros((0, images, count), np.bool_) if gate is None else gate
+    if steps == 1 and len(closed) > 1:
+        closed = closed.any(axis=0, keepdims=True)  # what stands still is listed once for all steps
     starts = np.empty((steps, images, count + 1), np.int32)
     largest = values.high >> shift
     unrolled = values.low >= 0 and largest <= UNROLLED_UP_TO

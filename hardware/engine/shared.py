@@ -22,6 +22,9 @@ class Shared:
         self._held: dict[tuple[Any, ...], Any] = {}
         self._units: set[int] = {1}
 
+    def __len__(self) -> int:
+        return len(self._held)
+
     def counts(self, values: Array, unit: int) -> RowCounts:
         """Counts of each row of `values`, of which `unit` stands for one spike."""
         self._units.add(unit)
@@ -56,7 +59,7 @@ class Shared:
     ) -> EventLists:
         """Lists of the rows of `values` that are open; arguments as of `list_events`."""
 
-        def make() -> EventLists:
+        def make() -> tuple[EventLists, npt.NDArray[np.bool_] | None]:
             # the gate is kept with them, so that no other gate can get its id
             return list_events(as_rows(values), width, gate, bound, shift), gate
 

@@ -169,11 +169,7 @@ class FiringRoom:
 
 
 class SpikingSynapses:
-    """Synapses and the neurons behind them in one pass over all time steps.
-
-    Raises:
-        ValueError: the neurons are not of the kind that `can_fuse` allows.
-    """
+    """Synapses and neurons, of the kind that `can_fuse` allows, in one pass over all time steps."""
 
     def __init__(self, synapses: Synapses, constants: NeuronConstants) -> None:
         self.synapses = synapses

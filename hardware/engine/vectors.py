@@ -390,24 +390,23 @@ def _masker(lanes: int) -> Any:
 bits_of_64, bits_of_8 = _masker(64), _masker(8)
 
 
-@intrinsic
-def lowest(context, word):
-    """Place of the lowest bit that is set, of a word that is not 0."""
+def _word_reader(read: Callable[[ir.IRBuilder, Any], Any], purpose: str) -> Any:
+    @intrinsic
+    def of_word(context, word):
+        def code(backend, builder, signature, arguments):
+            return read(builder, arguments[0])
 
-    def code(backend, builder, signature, arguments):
-        return builder.cttz(arguments[0], ir.Constant(_I1, 1))
+        return types.int64(types.uint64), code
 
-    return types.int64(types.uint64), code
+    of_word.__doc__ = purpose
+    return of_word
 
 
-@intrinsic
-def ones(context, word):
-    """How many bits are set."""
-
-    def code(backend, builder, signature, arguments):
-        return builder.ctpop(arguments[0])
-
-    return types.int64(types.uint64), code
+lowest = _word_reader(
+    lambda builder, word: builder.cttz(word, ir.Constant(_I1, 1)),
+    "Place of the lowest bit that is set, of a word that is not 0.",
+)
+ones = _word_reader(lambda builder, word: builder.ctpop(word), "How many bits are set.")
 
 
 def _widening_adder(source: ir.IntType, target: ir.IntType, lanes: int) -> Any:
