@@ -243,8 +243,8 @@ def _quantized_synapse(node: Conv | Linear) -> None:
             "it holds a bias",
             "the bias belongs to the LIF behind it (quantize puts it there)",
         )
-    if node.weight.dtype != np.int32:
-        refuse(node, f"its weight is {node.weight.dtype}", "a quantised graph holds int32")
+    if node.weight.dtype not in (np.int16, np.int32):
+        refuse(node, f"its weight is {node.weight.dtype}", "a quantised graph holds int16 or int32")
     _check_range(node, "weight", node.weight, WEIGHT_MIN, WEIGHT_MAX)
     odd = int(np.count_nonzero(node.weight & 1))
     if odd:

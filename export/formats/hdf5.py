@@ -19,7 +19,7 @@ import json
 import os
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -37,7 +37,8 @@ MAX_FILE = 2**31
 MAX_DIMENSIONS = 4
 _MAGIC = b"ATSNN GRAPH\r\n\x1a\n\x00"
 _HEADER = struct.Struct("<16sIQ32s")
-_DTYPES = frozenset({"int32", "int64", "uint8", "float32", "float64"})
+_PIECE = 2**20
+_DTYPES = frozenset({"int16", "int32", "int64", "uint8", "float32", "float64"})
 
 
 def save(graph: Graph, path: str | os.PathLike[str]) -> Path:
@@ -70,10 +71,10 @@ def load(path: str | os.PathLike[str]) -> Graph:
         size = source.stat().st_size
         if size > MAX_FILE:
             raise GraphFormatError(f"{source}: {size} bytes, at most {MAX_FILE} are read")
-        content = source.read_bytes()
+        with source.open("rb") as stream:
+            return _decode(stream, size, str(source))
     except OSError as error:
         raise GraphFormatError(f"{source}: cannot be read ({error.strerror or error})") from error
-    return decode(content, str(source))
 
 
 def encode(graph: Graph) -> bytes:
@@ -91,10 +92,15 @@ def decode(content: bytes, name: str = "graph file") -> Graph:
     Raises:
         GraphFormatError: see `load`.
     """
-    payload = _checked_payload(content, name)
+    return _decode(io.BytesIO(content), len(content), name)
+
+
+def _decode(stream: BinaryIO, size: int, name: str) -> Graph:
+    """Read a file of `size` bytes piece by piece, so that only the graph itself is in memory."""
+    _check_content(stream, size, name)
     try:
-        with h5py.File(io.BytesIO(payload), "r") as file:
-            structure, arrays = _decode_payload(file, len(payload), name)
+        with h5py.File(stream, "r") as file:
+            structure, arrays = _decode_payload(file, size, name)
             graph = graph_from_structure(structure, arrays, name)
     except GraphFormatError:
         raise
@@ -146,13 +152,14 @@ def _encode_payload(structure: dict[str, Any], arrays: Arrays) -> bytes:
 # --- reading ---
 
 
-def _checked_payload(content: bytes, name: str) -> bytes:
-    if len(content) < USER_BLOCK:
+def _check_content(stream: BinaryIO, size: int, name: str) -> None:
+    if size < USER_BLOCK:
         raise GraphFormatError(
-            f"{name}: {len(content)} bytes are too few for a graph file (its header alone has "
+            f"{name}: {size} bytes are too few for a graph file (its header alone has "
             f"{USER_BLOCK}); the file is truncated or no graph file"
         )
-    magic, version, length, digest = _HEADER.unpack_from(content)
+    header = stream.read(USER_BLOCK)
+    magic, version, length, digest = _HEADER.unpack_from(header)
     if magic != _MAGIC:
         raise GraphFormatError(
             f"{name}: does not begin as a graph file; write one with `atsnn-export graph`"
@@ -162,20 +169,22 @@ def _checked_payload(content: bytes, name: str) -> bytes:
             f"{name}: is of format version {version}, this program reads version {VERSION}; "
             "write it again with this program"
         )
-    if any(content[_HEADER.size : USER_BLOCK]):
+    if any(header[_HEADER.size :]):
         raise GraphFormatError(f"{name}: its header is damaged; get the file again")
-    payload = content[USER_BLOCK:]
-    if len(payload) != length:
+    if size - USER_BLOCK != length:
         raise GraphFormatError(
-            f"{name}: holds {len(payload)} bytes behind its header, which announces {length}; "
+            f"{name}: holds {size - USER_BLOCK} bytes behind its header, which announces {length}; "
             "the file is truncated or overwritten, get it again"
         )
-    if hashlib.sha256(payload).digest() != digest:
+    found = hashlib.sha256()
+    while piece := stream.read(_PIECE):
+        found.update(piece)
+    if found.digest() != digest:
         raise GraphFormatError(
             f"{name}: its content does not have the SHA-256 {digest.hex()[:12]}... that its header "
             "announces; the file is damaged, get it again"
         )
-    return payload
+    stream.seek(0)
 
 
 def _decode_payload(file: h5py.File, size: int, name: str) -> tuple[dict[str, Any], Arrays]:

@@ -195,7 +195,7 @@ def _horizontal_first(pair: tuple[int, int]) -> tuple[int, int]:
 
 def _conv(node: Conv, wiring: _Wiring) -> None:
     edge = wiring.only(node)
-    flipped = node.weight.transpose(0, 3, 2, 1)[:, ::-1, ::-1]
+    flipped = node.weight.astype(np.int32).transpose(0, 3, 2, 1)[:, ::-1, ::-1]
     process = LavaConv(
         weight=np.ascontiguousarray(flipped),
         input_shape=_grid(wiring.shape(edge)),
@@ -216,11 +216,14 @@ def _linear(node: Linear, wiring: _Wiring) -> None:
     bits = wiring.message_bits(edge)
     if len(shape) == 1:
         process: Any = LavaDense(
-            weights=node.weight, num_message_bits=bits, sign_mode=SignMode.MIXED, name=node.name
+            weights=node.weight.astype(np.int32),
+            num_message_bits=bits,
+            sign_mode=SignMode.MIXED,
+            name=node.name,
         )
     else:
         process = LavaConv(
-            weight=node.weight[:, None, None, :],
+            weight=node.weight.astype(np.int32)[:, None, None, :],
             input_shape=_grid(shape),
             num_message_bits=bits,
             name=node.name,

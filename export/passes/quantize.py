@@ -318,7 +318,7 @@ class _Quantizer:
         rounded = round(unit)
         unit = float(rounded) if math.isclose(unit, rounded, rel_tol=1e-6) else unit
         self.scales[node.name, "out"] = Scale(x.peak * CONSTANT_WEIGHT * window, unit)
-        return replace(node, weight=np.full(node.weight.shape, CONSTANT_WEIGHT, np.int32))
+        return replace(node, weight=np.full(node.weight.shape, CONSTANT_WEIGHT, np.int16))
 
     def _quantize_group(self, group: _Group) -> None:
         entries = [self._entry(synapse) for synapse in group.synapses]
@@ -330,7 +330,7 @@ class _Quantizer:
                 self.done[node.name] = replace(node, scale=1.0)
             else:
                 assert isinstance(node, Conv | Linear)
-                self.done[node.name] = replace(node, weight=weight, bias=None)
+                self.done[node.name] = replace(node, weight=weight.astype(np.int16), bias=None)
         for neuron in group.neurons:
             bias = self._bias_of(neuron)
             constants = fixed_point.neuron_constants(neuron.model, scale, bias)

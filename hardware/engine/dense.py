@@ -40,7 +40,7 @@ def dense_is_faster(synapses: Synapses, density: float) -> bool:
     inputs = window.kernel_width * window.channels
     events = density * inputs * window.kernel_height
     listed = _LISTED + _WINDOW_ROW * window.kernel_height + _EVENT * events
-    fours = window.kernel_height * -(-inputs // 4) * synapses.packed.shape[3] / 16
+    fours = window.kernel_height * -(-inputs // 4) * synapses.tile / 16
     return _MULTIPLIED + _PRODUCT * fours < listed
 
 
@@ -91,7 +91,7 @@ class DenseSynapses:
 
     def __init__(self, spiking: SpikingSynapses) -> None:
         self.spiking = spiking
-        rows = spiking.synapses.packed
+        rows = spiking.synapses.pack()
         tiles, height, taps, tile = rows.shape
         fours = -(-taps // 4)
         padded = np.zeros((tiles, height, 4 * fours, tile), np.int8)

@@ -13,6 +13,7 @@ which no sums of 8-bit weights can overflow.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numba
@@ -82,7 +83,7 @@ class Synapses:
     Attributes:
         outputs: number of output channels.
         window: where each of them looks.
-        packed: int8 [tiles, kernel height, kernel width * channels, tile].
+        tile: output channels that are summed up at once.
         factor_shift: sums are to be shifted by this; 1 if the packed weights are halves.
         narrow: whether all final sums fit 16 bits.
     """
@@ -98,17 +99,29 @@ class Synapses:
             largest_sum: bound of its sums.
             listed_shift: events are listed divided by two to this power.
         """
-        whole = weight.reshape(len(weight), window.channels, window.kernel_height, -1)
         self.outputs, self.window = len(weight), window
-        halved = 0 if (whole & 1).any() else 1
-        self.factor_shift = halved + listed_shift
+        self._weight, self._halved = weight, 0 if (weight & 1).any() else 1
+        self.factor_shift = self._halved + listed_shift
         self.narrow = largest_sum >> self.factor_shift < 2**15
-        tile = next((tile for tile in TILES if tile >= self.outputs), TILES[-1])
-        tiles = -(-self.outputs // tile)
-        halves = np.zeros((tiles * tile, *whole.shape[1:]), np.int8)
-        halves[: self.outputs] = whole >> halved
-        rows = halves.transpose(2, 3, 1, 0).reshape(window.kernel_height, -1, tiles, tile)
-        self.packed = np.ascontiguousarray(rows.transpose(2, 0, 1, 3))
+        self.tile = next((tile for tile in TILES if tile >= self.outputs), TILES[-1])
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.outputs // self.tile)
+
+    def pack(self) -> npt.NDArray[np.int8]:
+        """Weights as the kernel reads them, [tiles, kernel height, kernel width * C, tile]."""
+        rows = self.window.kernel_height
+        whole = self._weight.reshape(self.outputs, self.window.channels, rows, -1)
+        halves = np.zeros((self.tiles * self.tile, *whole.shape[1:]), np.int8)
+        halves[: self.outputs] = whole >> self._halved
+        by_row = halves.transpose(2, 3, 1, 0).reshape(rows, -1, self.tiles, self.tile)
+        return np.ascontiguousarray(by_row.transpose(2, 0, 1, 3))
+
+    @cached_property
+    def packed(self) -> npt.NDArray[np.int8]:
+        """`pack()`, kept from its first use on."""
+        return self.pack()
 
     def mode(self, events: EventLists) -> int:
         """How the sums of such events are kept."""
@@ -175,8 +188,7 @@ class SpikingSynapses:
         self.synapses = synapses
         self.halving = int(constants.dv == HALVING)
         self.threshold = constants.threshold << ACTIVATION_SHIFT
-        tiles, _, _, tile = synapses.packed.shape
-        self.bias = np.ones(tiles * tile, np.int32)
+        self.bias = np.ones(synapses.tiles * synapses.tile, np.int32)
         self.bias[: synapses.outputs] = constants.bias
         self.shift = ACTIVATION_SHIFT + synapses.factor_shift
 
