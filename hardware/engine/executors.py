@@ -85,6 +85,9 @@ class Executor:
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         raise NotImplementedError
 
+    def release(self) -> None:
+        """Free what can be made again; called when no batch is to come."""
+
     def traffic(self, port: str, multiplied: bool = True) -> list[Traffic]:
         """How the messages of each edge into a port count."""
         sources = [edge.source for edge in self.plan.edges(self.node_name, port)]
@@ -123,6 +126,10 @@ class SynapseExecutor(Executor):
             return {"out": from_rows(sums, self.out_shape)}
         return {"out": self._multiplied(values, gate)}
 
+    def release(self) -> None:
+        if self.synapses:
+            self.synapses.drop_packed()
+
     def lists(self, values: Array, gate: Array | None) -> EventLists:
         return self.shared.lists(values, line_width(self.shape), gate, self.bound, self.shift)
 
@@ -155,6 +162,10 @@ class SpikingSynapseExecutor(SynapseExecutor):
     @cached_property
     def dense_synapses(self) -> DenseSynapses:
         return DenseSynapses(self.spiking)
+
+    def release(self) -> None:
+        super().release()
+        self.__dict__.pop("dense_synapses", None)
 
     def fire(self, values: Array, gate: Array | None, steps: int) -> FiringResult:
         """Event-driven or dense, whichever is faster at the density of the first images."""

@@ -203,6 +203,8 @@ class _Engine:
             if node.name in self.absorbed:
                 continue
             outputs = self._advance(node, values, {}, self.plan.graph.steps, counters)
+            if self.done + pixels.shape[1] == self.images:
+                self.executors[node.name].release()
             yield outputs
             values.update(outputs)
             done = [node.name]

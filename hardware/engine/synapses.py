@@ -120,8 +120,12 @@ class Synapses:
 
     @cached_property
     def packed(self) -> npt.NDArray[np.int8]:
-        """`pack()`, kept from its first use on."""
+        """`pack()`, kept from its first use to `drop_packed`."""
         return self.pack()
+
+    def drop_packed(self) -> None:
+        """Forget the packed weights; they are packed again when they are needed."""
+        self.__dict__.pop("packed", None)
 
     def mode(self, events: EventLists) -> int:
         """How the sums of such events are kept."""
