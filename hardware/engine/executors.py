@@ -67,7 +67,8 @@ _ORDERS = (
 class Executor:
     """What all executors share.
 
-    `start(images, shared)` sets the state to that before the first step of a batch.
+    `begin()` comes before the first batch of a run; `start(images, shared)` sets the state to that
+    before the first step of a batch.
     `advance(inputs, steps, counter)` lets `steps` time steps pass and returns the value of each
     output port, [steps, B, ...], or [1, B, ...] if it stands still; with a counter it counts.
     """
@@ -77,6 +78,9 @@ class Executor:
     def __init__(self, node: Node, plan: Plan) -> None:
         self.node_name = node.name
         self.plan = plan
+
+    def begin(self) -> None:
+        """Begin a run; executors that keep an account over its batches open a new one."""
 
     def start(self, images: int, shared: Shared) -> None:
         """Begin a batch; `images` matters to executors that have state."""
@@ -157,7 +161,10 @@ class SpikingSynapseExecutor(SynapseExecutor):
         self.size = int(np.prod(self.out_shape))
         self.spiking = SpikingSynapses(self.synapses, neurons.constants)
         self.can_be_dense = has_dot_products() and can_be_bytes(self.bound, self.shift)
-        self.saturations = 0
+        self.begin()
+
+    def begin(self) -> None:
+        self.wraps, self.saturations = 0, 0  # a current that can wrap is not fusible
 
     @cached_property
     def dense_synapses(self) -> DenseSynapses:
@@ -212,6 +219,17 @@ class LIFExecutor(Executor):
         self.size = int(np.prod(shape))
         largest = plan.bound_into(node.name, "in").magnitude
         self.neurons = Neurons(node.constants, shape, largest)
+
+    def begin(self) -> None:
+        self.neurons.current_wraps = self.neurons.voltage_saturations = 0
+
+    @property
+    def wraps(self) -> int:
+        return self.neurons.current_wraps
+
+    @property
+    def saturations(self) -> int:
+        return self.neurons.voltage_saturations
 
     def start(self, images: int, shared: Shared) -> None:
         super().start(images, shared)

@@ -6,6 +6,7 @@ Without feedback a graph runs layer by layer, each layer over all time steps at 
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import Literal
@@ -65,22 +66,79 @@ def run(
         EngineError: the graph is not quantised or holds what the engine cannot run, or the images
             are of another size or type; the message names both sizes.
     """
-    moving = bool(image_axis(graph, images))
-    plan = make_plan(graph, moving)
+    return _run(Engine(graph), images, record, count_events, batch, progress, keep_packed=False)
+
+
+class Engine:
+    """A graph made ready: checked and planned once, weights packed once, for any number of runs.
+
+    Raises:
+        GraphError: the graph is not valid.
+        EngineError: the engine cannot run it; names the node and its torch module.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._plans = {False: make_plan(graph)}
+        self._ready: dict[tuple[bool, frozenset[Port]], _Network] = {}
+        self._running = threading.Lock()
+
+    def run(
+        self,
+        images: npt.NDArray[np.uint8],
+        *,
+        record: Record = "spikes",
+        count_events: bool = True,
+        batch: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> EngineResult:
+        """As `hardware.engine.run`. One run at a time: a second thread waits."""
+        with self._running:
+            return _run(self, images, record, count_events, batch, progress, keep_packed=True)
+
+    def plan(self, moving: bool) -> Plan:
+        """The plan for images that stand still, or for events."""
+        if moving not in self._plans:
+            self._plans[moving] = make_plan(self.graph, moving)
+        return self._plans[moving]
+
+    def network(self, moving: bool, recorded: Collection[Port]) -> _Network:
+        """The executors of a plan; which nodes run as one depends on what is recorded."""
+        key = moving, frozenset(recorded)
+        if key not in self._ready:
+            self._ready[key] = _Network(self.plan(moving), recorded)
+        return self._ready[key]
+
+
+def _run(
+    engine: Engine,
+    images: Array,
+    record: Record,
+    count_events: bool,
+    batch: int | None,
+    progress: Callable[[int, int], None] | None,
+    keep_packed: bool,
+) -> EngineResult:
+    moving = bool(image_axis(engine.graph, images))
+    plan = engine.plan(moving)
     _check_images(plan, images, moving)
     total = images.shape[1] if moving else len(images)
-    engine = _Engine(plan, record, count_events, total)
     if batch is not None and batch < 1:
         raise EngineError(f"batch is {batch}; the engine runs at least 1 image at a time")
+    recorded = _recorded_ports(plan, record)
     size = batch or _batch_size(plan)
+    with KERNELS:
+        current = _Run(engine.network(moving, recorded), recorded, count_events, total)
     for start in range(0, total, size):
         part = slice(start, start + size)
         pixels = images[:, part] if moving else images[None, part]
+        if not moving:
+            pixels = pixels_to_integers(pixels, plan.input_node.bits)
         with KERNELS:
-            engine.run_batch(pixels if moving else pixels_to_integers(pixels, plan.input_node.bits))
+            current.run_batch(pixels, release=not keep_packed and start + size >= total)
         if progress:
             progress(min(start + size, total), total)
-    return engine.result()
+    return current.result()
 
 
 def _check_images(plan: Plan, images: Array, moving: bool) -> None:
@@ -122,15 +180,20 @@ def _batch_size(plan: Plan) -> int:
     return int(np.clip(_BATCH_BYTES // (12 * largest * plan.graph.steps), 1, _LARGEST_BATCH))
 
 
-class _Engine:
-    """One run: the executors, and what was recorded of each batch."""
+class _Network:
+    """The executors of a plan.
 
-    def __init__(self, plan: Plan, record: Record, count_events: bool, images: int) -> None:
+    Attributes:
+        nodes: all but the Input.
+        spiking: LIF node -> executor of the synapses in front of it and of itself as one.
+        absorbed: the Conv and Linear nodes that run with the LIF behind them.
+        executors: node -> executor, of all that are not absorbed.
+    """
+
+    def __init__(self, plan: Plan, recorded: Collection[Port]) -> None:
         self.plan = plan
-        self.count_events = count_events
         self.nodes = [node for node in plan.graph.nodes if not isinstance(node, Input)]
-        self.recorded = _recorded_ports(plan, record)
-        self.spiking = self._spiking()
+        self.spiking = self._spiking(recorded)
         self.absorbed = {spiking.node_name for spiking in self.spiking.values()}
         self.executors: dict[str, Executor] = {
             **{
@@ -140,17 +203,8 @@ class _Engine:
             },
             **self.spiking,
         }
-        self.readouts = {node.name for node in plan.graph.of_kind(Readout)}
-        self.gates = [node.name for node in plan.graph.of_kind(Gate)]
-        self.kept = {**self.recorded, **{(name, "out"): name for name in self.gates}}
-        self.uses = Counter((edge.source, edge.source_port) for edge in plan.graph.edges)
-        self.traces: dict[str, Array] = {}
-        self.images, self.done = images, 0
-        self.logits: list[npt.NDArray[np.float64]] = []
-        self.counters: list[dict[str, NodeCounter]] = []
 
-    def _spiking(self) -> dict[str, SpikingSynapseExecutor]:
-        """LIF node -> executor of the synapses in front of it and of itself, where that is one."""
+    def _spiking(self, recorded: Collection[Port]) -> dict[str, SpikingSynapseExecutor]:
         if self.plan.graph.feedback:
             return {}
         pairs = [(node, fusible(self.plan, node)) for node in self.nodes]
@@ -159,11 +213,38 @@ class _Engine:
             for node, neurons in pairs
             if neurons is not None
             and isinstance(node, Conv | Linear)
-            and (node.name, "out") not in self.recorded
+            and (node.name, "out") not in recorded
         }
 
-    def run_batch(self, pixels: Array) -> None:
-        """Run one batch, pixels [1 or T, B, *input shape], and keep what was asked for."""
+
+class _Run:
+    """What was recorded of each batch of one run."""
+
+    def __init__(
+        self, network: _Network, recorded: dict[Port, str], count_events: bool, images: int
+    ) -> None:
+        self.network = network
+        self.plan, self.nodes = network.plan, network.nodes
+        self.executors, self.spiking = network.executors, network.spiking
+        self.recorded, self.count_events = recorded, count_events
+        self.readouts = {node.name for node in self.plan.graph.of_kind(Readout)}
+        self.gates = [node.name for node in self.plan.graph.of_kind(Gate)]
+        self.kept = {**recorded, **{(name, "out"): name for name in self.gates}}
+        self.uses = Counter((edge.source, edge.source_port) for edge in self.plan.graph.edges)
+        self.traces: dict[str, Array] = {}
+        self.images, self.done = images, 0
+        self.release = False
+        self.logits: list[npt.NDArray[np.float64]] = []
+        self.counters: list[dict[str, NodeCounter]] = []
+        for executor in self.executors.values():
+            executor.begin()
+
+    def run_batch(self, pixels: Array, release: bool) -> None:
+        """Run one batch, pixels [1 or T, B, *input shape], and keep what was asked for.
+
+        With `release`, each layer frees its packed weights once it has run.
+        """
+        self.release = release
         shared = Shared()
         for executor in self.executors.values():
             executor.start(pixels.shape[1], shared)
@@ -200,10 +281,10 @@ class _Engine:
         left = self.uses.copy()
         yield dict(values)
         for node in self.nodes:
-            if node.name in self.absorbed:
+            if node.name in self.network.absorbed:
                 continue
             outputs = self._advance(node, values, {}, self.plan.graph.steps, counters)
-            if self.done + pixels.shape[1] == self.images:
+            if self.release:
                 self.executors[node.name].release()
             yield outputs
             values.update(outputs)
@@ -304,14 +385,8 @@ class _Engine:
 
     def _range(self, node: Node) -> LayerRange:
         executor = self.executors[node.name]
-        if node.name in self.spiking:
-            saturations = self.spiking[node.name].saturations
-            return LayerRange(node.name, node.source, 0, saturations)  # no wraps: see `can_fuse`
-        assert isinstance(executor, LIFExecutor)
-        neurons = executor.neurons
-        return LayerRange(
-            node.name, node.source, neurons.current_wraps, neurons.voltage_saturations
-        )
+        assert isinstance(executor, LIFExecutor | SpikingSynapseExecutor)
+        return LayerRange(node.name, node.source, executor.wraps, executor.saturations)
 
 
 def _recorded_ports(plan: Plan, record: Record) -> dict[Port, str]:

@@ -29,7 +29,7 @@ from export.graph import (
     Readout,
     Reshape,
 )
-from hardware.engine import EngineResult, run
+from hardware.engine import Engine, EngineResult, run
 from hardware.engine.executors import AttentionExecutor
 from hardware.engine.kernels import exact_dtype
 from hardware.engine.neurons import Neurons
@@ -240,6 +240,34 @@ class TestBatches:
     def test_counting_can_be_left_out(self) -> None:
         graph = conv_network()
         assert run(graph, images_for(graph, 1), count_events=False).events is None
+
+
+class TestEngine:
+    def test_runs_as_often_as_one_likes(self) -> None:
+        graph = Adaptive(merge=2).build()
+        engine = Engine(graph)
+        for seed in (0, 1):
+            images = images_for(graph, 5, seed)
+            for record in ("none", "spikes", "all"):
+                ours, once = engine.run(images, record=record), run(graph, images, record=record)
+                assert ours.trace.keys() == once.trace.keys()
+                for name in once.trace:
+                    assert np.array_equal(ours.trace[name], once.trace[name]), name
+                assert ours.events is not None
+                assert once.events is not None
+                assert ours.events.as_json() == once.events.as_json()
+
+    def test_what_left_its_range_is_told_anew_for_each_run(self) -> None:
+        engine = Engine(wide_network(inputs=2, dv=0, threshold=131_071))
+        images = np.full((1, 2), 200, np.uint8)
+        first, second = engine.run(images), engine.run(images)
+        assert first.out_of_range
+        assert first.out_of_range == second.out_of_range
+
+    def test_a_graph_that_cannot_run_is_refused_at_once(self) -> None:
+        graph = replace(Adaptive().build(), quantized=False)
+        with pytest.raises(EngineError, match="float graph"):
+            Engine(graph)
 
 
 class TestAttentionInIntegers:
