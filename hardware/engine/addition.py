@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
 from hardware.engine.plan import Interval
 from hardware.engine.rows import Array
@@ -31,11 +32,28 @@ def add_rows(
 
 @numba.njit(parallel=True, cache=True)
 def _add(addend, shift, total):
-    steps, images, rows, width = total.shape
+    steps, images, _, _ = total.shape
     for item in numba.prange(steps * images):
         t, b = item // images, item % images
-        source, target = addend[t % len(addend), b], total[t, b]
-        for r in range(rows):
-            given, held = source[r], target[r]
-            for e in range(width):
-                held[e] += given[e] << shift
+        given, held = addend[t % len(addend), b].reshape(-1), total[t, b].reshape(-1)
+        for e in range(len(held)):
+            held[e] += given[e] << shift
+
+
+def sum_rows(rows: Array) -> npt.NDArray[np.int64]:
+    """Sum of integers [S, B, R, E] over steps and rows, int64 [B, E]."""
+    total = np.zeros((rows.shape[1], rows.shape[3]), np.int64)
+    _sum_rows(rows.view(np.uint8) if rows.dtype == np.bool_ else rows, total)
+    return total
+
+
+@numba.njit(parallel=True, cache=True)
+def _sum_rows(rows, total):
+    steps, images, count, width = rows.shape
+    for b in numba.prange(images):
+        found = total[b]
+        for t in range(steps):
+            for r in range(count):
+                row = rows[t, b, r]
+                for e in range(width):
+                    found[e] += row[e]

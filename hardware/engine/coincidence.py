@@ -11,6 +11,8 @@ import numba
 import numpy as np
 
 from hardware.engine import vectors
+from hardware.engine.addition import integers_for
+from hardware.engine.plan import Interval
 from hardware.engine.rows import Array
 from hardware.errors import EngineError
 
@@ -19,7 +21,7 @@ MESSAGES, SCORES, SCORE_READS, TABLE, TABLE_READS = range(5)
 
 MOST_TOKENS = 2**15 - 1
 """What an entry of a table, 16 bits, can count."""
-_WORD = 64
+_WORD = 32
 
 
 def attend(
@@ -34,7 +36,7 @@ def attend(
         count: whether the events are wanted.
 
     Returns:
-        int32 [S, B, N, D]; int64 [B, 5], zeros if not wanted.
+        int16 or int32 [S, B, N, D]; int64 [B, 5], zeros if not wanted.
 
     Raises:
         EngineError: more tokens than an entry of a table can count.
@@ -48,7 +50,8 @@ def attend(
     gates = np.ascontiguousarray(np.broadcast_to(gates, (steps, images, tokens)))
     width = channels // heads
     room = -(-width // vectors.ADDED_LANES) * vectors.ADDED_LANES
-    out = np.zeros((steps, images, tokens, heads, room), np.int32)
+    dtype = integers_for(Interval(0, tokens * width))
+    out = np.zeros((steps, images, tokens, heads, room), dtype)
     counts = np.zeros((steps, images, 5), np.int64)
     _attend(
         _by_heads(q, heads, room), _by_heads(k, heads, room), _by_heads(v, heads, room), gates,
@@ -73,9 +76,8 @@ def _attend(q, k, v, gate, count, out, counts):
         t, b = unit // images, unit % images
         table = np.zeros((room, room), np.int16)
         asking, offered = np.zeros((2, room), np.int64)
-        values = np.zeros(tokens, np.int64)
-        offers = np.zeros((words, tokens), np.uint64)
-        asks = np.zeros(words, np.uint64)
+        values, reads = np.zeros((2, tokens), np.int32)
+        offers, asks = np.zeros((2, words, tokens), np.uint32)
         table_at = np.int64(table.ctypes.data)
         result = counts[t, b]
         for h in range(heads):
@@ -104,6 +106,7 @@ def _attend(q, k, v, gate, count, out, counts):
                 offering += found > 0 and spikes > 0
                 result[TABLE] += found * spikes
                 result[MESSAGES] += found + spikes
+            queriers = 0
             for n in range(tokens):
                 if not gate[t, b, n]:
                     continue
@@ -111,16 +114,21 @@ def _attend(q, k, v, gate, count, out, counts):
                 out_at = np.int64(out[t, b, n, h].ctypes.data)
                 for w in range(words):
                     word = _bits(queries, w)
-                    asks[w] = word
+                    asks[w, queriers] = word
                     result[MESSAGES] += vectors.ones(word)
                     while word:
                         i = w * _WORD + vectors.lowest(word)
-                        vectors.add_shorts_to_ints(out_at, table_at + 2 * i * room, room)
+                        if out.itemsize == 2:
+                            vectors.add_shorts(out_at, table_at + 2 * i * room, room)
+                        else:
+                            vectors.add_shorts_to_ints(out_at, table_at + 2 * i * room, room)
                         asking[i] += 1
                         word &= word - np.uint64(1)
-                if count:
-                    result[SCORE_READS] += _readers(asks, offers, values, offering)
+                queriers += 1
             if count:
+                result[SCORE_READS] += _reads(
+                    asks[:, :queriers], offers[:, :offering], values[:offering], reads[:queriers]
+                )
                 for i in range(room):
                     if asking[i]:
                         result[SCORES] += asking[i] * offered[i]
@@ -129,12 +137,12 @@ def _attend(q, k, v, gate, count, out, counts):
 
 @numba.njit(cache=True)
 def _bits(spikes, word):
-    """The `word`-th 64 spikes of a row as bits."""
+    """The `word`-th 32 spikes of a row as bits."""
     first = word * _WORD
     at = np.int64(spikes.ctypes.data) + first
     left = len(spikes) - first
     if left >= _WORD:
-        return vectors.bits_of_64(at)
+        return vectors.bits_of_32(at)
     bits = np.uint64(0)
     for c in range(0, left, 8):
         bits |= vectors.bits_of_8(at + c) << np.uint64(c)
@@ -158,17 +166,25 @@ def _filled(row):
 
 
 @numba.njit(cache=True)
-def _readers(asks, offers, values, offering):
-    """How many v spikes read a score that is not 0."""
-    found = np.int64(0)
-    if len(asks) == 1:
-        ask, row = asks[0], offers[0]
-        for m in range(offering):
-            found += values[m] if (ask & row[m]) != 0 else 0
-        return found
-    for m in range(offering):
-        met = np.uint64(0)
-        for w in range(len(asks)):
-            met |= asks[w] & offers[w, m]
-        found += values[m] if met != 0 else 0
-    return found
+def _reads(asks, offers, values, reads):
+    """How often a v spike is read, by a score that is not 0."""
+    reads[:] = 0
+    for m in range(len(values)):
+        if len(asks) == 1:
+            _meet(asks[0], offers[0, m], values[m], reads)
+            continue
+        for n in range(len(reads)):
+            met = np.uint32(0)
+            for w in range(len(asks)):
+                met |= asks[w, n] & offers[w, m]
+            reads[n] += values[m] if met != 0 else np.int32(0)
+    total = np.int64(0)
+    for n in range(len(reads)):
+        total += reads[n]
+    return total
+
+
+@numba.njit(cache=True)
+def _meet(asks, offer, value, reads):
+    for n in range(len(reads)):
+        reads[n] += value if (asks[n] & offer) != 0 else np.int32(0)

@@ -104,11 +104,11 @@ class DenseSynapses:
     ) -> FiringResult:
         """As `SpikingSynapses.fire`."""
         spiking, synapses = self.spiking, self.spiking.synapses
-        result = spiking.room(images, steps)
+        result = spiking.room(images, steps, gate)
         window = synapses.window
         _fire_dense(
             arriving.values, (arriving.steps, arriving.line, arriving.image, arriving.step),
-            result.gates(gate), self.packed, window, result.blocks, spiking.bias, spiking.shift,
+            result.gate, self.packed, window, result.blocks, spiking.bias, spiking.shift,
             spiking.halving, spiking.threshold, result.spikes.view(np.uint8), result.found,
             result.idle, result.saturated,
         )  # fmt: skip
@@ -133,6 +133,14 @@ def _multiply_one(tile, values, rows, pitch, fours, weights, sums):
         vectors.multiply_one_32(values, 0, rows, pitch, fours, weights, sums)
     else:
         vectors.multiply_one_16(values, 0, rows, pitch, fours, weights, sums)
+
+
+@numba.njit(cache=True)
+def _ever_open(gate, b, place):
+    found = False
+    for t in range(len(gate)):
+        found |= gate[t, b, place]
+    return found
 
 
 @numba.njit(parallel=True, cache=True)
@@ -166,6 +174,8 @@ def _fire_dense(
                         + x * window.stride_x * window.channels
                     )  # fmt: skip
                     voltage[:] = 0
+                    if len(gate) and not _ever_open(gate, b, place):
+                        continue
                     for t in range(steps):
                         turn = t % STEPS_AT_ONCE
                         if t >= arriving:
@@ -182,7 +192,6 @@ def _fire_dense(
                                 tile, corner + t * step, height, line, fours, weights, sums_at
                             )
                         if len(gate) and not gate[t % len(gate), b, place]:
-                            spikes[t, b, place, first : first + count] = 0
                             continue
                         target = fired_at
                         if count == tile:

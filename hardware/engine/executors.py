@@ -30,7 +30,7 @@ from export.graph import (
     Reshape,
 )
 from hardware.engine import coincidence, counting, kernels
-from hardware.engine.addition import add_rows, integers_for
+from hardware.engine.addition import add_rows, integers_for, sum_rows
 from hardware.engine.coincidence import attend
 from hardware.engine.counting import Traffic
 from hardware.engine.dense import DenseSynapses, as_bytes, can_be_bytes, dense_is_faster
@@ -298,6 +298,7 @@ class AddExecutor(Executor):
         addends = [as_rows(value) for value in inputs["in"]]
         total = from_rows(add_rows(addends, self.shifts, self.dtype), self.shape)
         if counter:
+            self.shared.counts(total, self.plan.units[self.node_name])  # what all its readers want
             for value, traffic in zip(inputs["in"], self.traffic("in", False), strict=True):
                 counting.weigh(counter, self.shared, value, 1, steps // len(value), traffic)
             self.count_relays(counter, total, steps // len(total))
@@ -411,7 +412,7 @@ class MergeExecutor(Executor):
             self.reduction = self._assign(inputs, counter)
         reduction = self.reduction
         stream = np.broadcast_to(stream, (steps, *stream.shape[1:]))
-        out = np.stack([reduction(now) for now in stream])
+        out = reduction(stream)
         if counter:
             self._count_combining(stream, out, counter)
         latched = (steps, *reduction.size.shape)
@@ -484,17 +485,14 @@ class ReadoutExecutor(Executor):
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         (stream,) = inputs["x"]
+        sized = bool(inputs.get("size"))
+        if sized:
+            stream = stream.astype(np.int32) * inputs["size"][0][..., None].astype(np.int32)
         repeat = steps // len(stream)
-        weighted = stream.astype(np.int64)
-        if inputs.get("size"):
-            weighted = weighted * inputs["size"][0][..., None]
-            repeat = steps // len(weighted)
-        over = tuple(axis for axis in range(weighted.ndim - 1) if axis != 1)
-        self.total += repeat * weighted.sum(axis=over)
+        self.total += repeat * sum_rows(as_rows(stream))
         if counter:
-            sized = bool(inputs.get("size"))
             (traffic,) = self.traffic("x", sized)
-            counting.weigh(counter, self.shared, weighted, 1, repeat, traffic)
+            counting.weigh(counter, self.shared, stream, 1, repeat, traffic)
             counter.add("updates_active", steps * self.weight.shape[1])
         return {}
 

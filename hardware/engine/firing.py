@@ -19,7 +19,7 @@ def fire_short(activation, gate, bias, voltage, halving, threshold, count_idle, 
     """Neurons without current memory whose voltage halves or stays.
 
     Args:
-        activation: int32 [S, B, R, E], S = 1 if it stands still.
+        activation: int16 or int32 [S, B, R, E], S = 1 if it stands still.
         gate: bool [G, B, R], or of length 0: no gate.
         bias: int32 [E].
         voltage: int32 [B, R, E], changed in place.
@@ -61,7 +61,7 @@ def _step_short(activation, voltage, bias, halving, threshold, fired):
     for e in range(len(voltage)):
         v = voltage[e]
         v = np.int32(v + (np.int32(v < zero) & halving)) >> halving  # halves toward zero
-        v = np.int32(np.int32(v) + np.int32(activation[e] << ACTIVATION_SHIFT) + bias[e])
+        v = np.int32(np.int32(v) + np.int32(np.int32(activation[e]) << ACTIVATION_SHIFT) + bias[e])
         clipped = v if v < high else high
         clipped = clipped if clipped > low else low
         saturated += np.int32(clipped != v)

@@ -179,6 +179,15 @@ def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     return ranks
 
 
+def _turns(targets: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """Places of `targets` in runs within which no target comes twice."""
+    order = np.argsort(targets, kind="stable")
+    first = np.searchsorted(targets[order], targets[order])
+    turn = np.arange(len(targets)) - first
+    for which in range(int(turn.max(initial=-1)) + 1):
+        yield order[turn == which]
+
+
 class Reduction:
     """The latched merges of a batch: which tokens join which, and with what weights.
 
@@ -206,33 +215,36 @@ class Reduction:
         )
         self.weight_given = np.zeros_like(size)
         np.add.at(self.weight_given, (self.image, self.taker), self.giver_weight)
-        self.takers = np.nonzero(given > 0)
         self.size = total.copy()
         self.size[self.image, self.giver] = 0
         self.alive = alive.copy()
         self.alive[self.image, self.giver] = False
         self.original_size = size
 
-    def __call__(self, stream: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """Combine [B, N, D] of one time step; givers stay as they are."""
-        if not len(self.image):
-            return stream
+    def __call__(self, stream: Array) -> Array:
+        """Combine [T, B, N, D]; givers stay as they are."""
         out = stream.copy()
-        giving = stream[self.image, self.giver]
+        if not len(self.image):
+            return out
         if self.combine == "mean":
-            out[self.takers] = self._mean(stream, giving)[self.takers]
+            self._mean(stream, out)
         elif self.combine == "max":
-            np.maximum.at(out, (self.image, self.taker), giving)
+            for image, giver, taker in zip(self.image, self.giver, self.taker, strict=True):
+                np.maximum(out[:, image, taker], stream[:, image, giver], out=out[:, image, taker])
         else:
             for image, token, source in self._largest():
-                out[image, token] = stream[image, source]
+                out[:, image, token] = stream[:, image, source]
         return out
 
-    def _mean(self, stream: Array, giving: Array) -> npt.NDArray[np.int64]:
-        kept = (MERGE_UNITY - self.weight_given)[:, :, None]
-        total = kept * stream.astype(np.int64)
-        np.add.at(total, (self.image, self.taker), self.giver_weight[:, None] * giving)
-        return total >> 8
+    def _mean(self, stream: Array, out: Array) -> None:
+        places, which = np.unique(np.stack([self.image, self.taker]), axis=1, return_inverse=True)
+        image, taker = places
+        kept = MERGE_UNITY - self.weight_given[image, taker]
+        total = kept[:, None] * stream[:, image, taker].astype(np.int64)
+        giving = self.giver_weight[:, None] * stream[:, self.image, self.giver].astype(np.int64)
+        for turn in _turns(which.reshape(-1)):
+            total[:, which.reshape(-1)[turn]] += giving[:, turn]
+        out[:, image, taker] = total >> 8
 
     def _largest(self) -> Iterator[tuple[int, int, int]]:
         """(image, taker, token whose value it keeps); the taker wins ties, then the lower giver."""

@@ -44,8 +44,18 @@ class EventLists:
         return self.value.size > 0
 
 
+def are_unrolled(values: Interval, shift: int) -> bool:
+    """Whether such values are listed as spikes."""
+    return values.low >= 0 and values.high >> shift <= UNROLLED_UP_TO
+
+
 def list_events(
-    rows: Array, width: int, gate: npt.NDArray[np.bool_] | None, values: Interval, shift: int
+    rows: Array,
+    width: int,
+    gate: npt.NDArray[np.bool_] | None,
+    values: Interval,
+    shift: int,
+    room: int | None = None,
 ) -> EventLists:
     """List the values of rows [S, B, R, E].
 
@@ -55,15 +65,16 @@ def list_events(
         gate: bool [S, B, R]: rows to leave out, or None.
         values: range that they cannot leave.
         shift: they are listed divided by 2^shift, which divides all of them.
+        room: at least the entries of a step and image; by default as many as there can be.
     """
     steps, images, count, _ = rows.shape
     closed = np.zeros((0, images, count), np.bool_) if gate is None else gate
     if steps == 1 and len(closed) > 1:
         closed = closed.any(axis=0, keepdims=True)  # what stands still is listed once for all steps
     starts = np.empty((steps, images, count + 1), np.int32)
-    largest = values.high >> shift
-    unrolled = values.low >= 0 and largest <= UNROLLED_UP_TO
-    room = count * rows.shape[3] * (largest if unrolled else 1)
+    unrolled = are_unrolled(values, shift)
+    if room is None:
+        room = count * rows.shape[3] * (values.high >> shift if unrolled else 1)
     index = np.empty((steps, images, room + _SPARE), np.int32)
     value = np.empty((steps, images, 0), np.int32)
     rows = np.ascontiguousarray(rows)

@@ -87,7 +87,9 @@ class Neurons:
             count_idle: whether `Fired.idle` is wanted.
         """
         images = len(self.voltage)
-        arriving = as_rows(activation).astype(np.int32, copy=False)
+        arriving = as_rows(activation)
+        if arriving.dtype != np.int16:
+            arriving = arriving.astype(np.int32, copy=False)
         gates = np.zeros((0, images, self.rows[0]), np.bool_) if gate is None else gate
         spikes = np.empty((steps, images, *self.rows), np.bool_)
         counts = np.zeros((images, self.rows[0], 4), np.int64)

@@ -36,7 +36,7 @@ Record = Literal["none", "spikes", "all"] | Collection[str]
 Array = npt.NDArray
 LOGITS = "logits"
 
-_BATCH_BYTES = 64 * 2**20
+_BATCH_BYTES = 16 * 2**20
 _LARGEST_BATCH = 256
 
 
@@ -59,7 +59,7 @@ def run(
             "all" (every node; other outputs of a Merge as "name:gate", "name:alive", "name:size"),
             "none" (logits only), or the names of nodes.
         count_events: False leaves `EngineResult.events` None and saves time.
-        batch: images at a time; by default as many as keep a batch near 64 MB.
+        batch: images at a time; by default as many as keep the spikes of a layer near 16 MB.
         progress: called with (images done, images in all) after each batch.
 
     Raises:
@@ -177,7 +177,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 def _batch_size(plan: Plan) -> int:
     largest = max(int(np.prod(shape, dtype=int)) for shape in plan.shapes.values())
-    return int(np.clip(_BATCH_BYTES // (12 * largest * plan.graph.steps), 1, _LARGEST_BATCH))
+    return int(np.clip(_BATCH_BYTES // (largest * plan.graph.steps), 1, _LARGEST_BATCH))
 
 
 class _Network:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hardware.engine.lists import EventLists, list_events
+from hardware.engine.lists import EventLists, are_unrolled, list_events
 from hardware.engine.plan import Interval
 from hardware.engine.rows import Array, as_rows
 from hardware.engine.tally import RowArray, RowCounts, count_messages, count_rows, sum_over_time
@@ -60,10 +60,19 @@ class Shared:
         """Lists of the rows of `values` that are open; arguments as of `list_events`."""
 
         def make() -> tuple[EventLists, npt.NDArray[np.bool_] | None]:
+            room = self._entries(values, bound, shift)
             # the gate is kept with them, so that no other gate can get its id
-            return list_events(as_rows(values), width, gate, bound, shift), gate
+            return list_events(as_rows(values), width, gate, bound, shift, room), gate
 
         return self._once(("lists", id(gate), id(values)), values, make)[0]
+
+    def _entries(self, values: Array, bound: Interval, shift: int) -> int:
+        """The most entries that the list of a step and image has."""
+        if values.dtype == np.bool_ or not are_unrolled(bound, shift):
+            counts = self.messages(values)
+        else:
+            counts = self.counts(values, 1 << shift).unrolled
+        return int(counts.sum(axis=2).max(initial=0))
 
     def _once(self, key: tuple[Any, ...], values: Array, make: Callable[[], Any]) -> Any:
         if key not in self._held:

@@ -137,7 +137,8 @@ class Synapses:
         """Sums, int32 [S, B, places, O]; those of closed rows are 0."""
         steps, images = events.starts.shape[:2]
         steps = steps if gate is None else max(steps, len(gate))
-        out = np.empty((steps, images, self.window.places, self.outputs), np.int32)
+        room = np.empty if gate is None else np.zeros  # the kernel passes over closed places
+        out = room((steps, images, self.window.places, self.outputs), np.int32)
         _sum(
             events.index, events.value, events.starts, _closed(gate, images), self.packed,
             self.window, self.factor_shift, self.mode(events), _blocks(self.window, images), out,
@@ -166,6 +167,7 @@ class FiringResult:
 class FiringRoom:
     """A `FiringResult` in the making; counts [B, blocks] are of parts of an image."""
 
+    gate: npt.NDArray[np.bool_]
     spikes: npt.NDArray[np.bool_]
     found: npt.NDArray[np.int32]
     idle: npt.NDArray[np.int64]
@@ -174,10 +176,6 @@ class FiringRoom:
     @property
     def blocks(self) -> int:
         return self.idle.shape[1]
-
-    def gates(self, gate: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_]:
-        """The gate as the kernels take it."""
-        return _closed(gate, self.spikes.shape[1])
 
     def done(self) -> FiringResult:
         """When a kernel has filled it."""
@@ -210,21 +208,23 @@ class SpikingSynapses:
             steps: T.
         """
         synapses = self.synapses
-        result = self.room(events.starts.shape[1], steps)
+        result = self.room(events.starts.shape[1], steps, gate)
         _fire(
-            events.index, events.value, events.starts, result.gates(gate), synapses.packed,
+            events.index, events.value, events.starts, result.gate, synapses.packed,
             synapses.window, synapses.mode(events), result.blocks, self.bias, self.shift,
             self.halving, self.threshold, result.spikes.view(np.uint8), result.found, result.idle,
             result.saturated,
         )  # fmt: skip
         return result.done()
 
-    def room(self, images: int, steps: int) -> FiringRoom:
-        """Where a kernel writes what the neurons do."""
+    def room(self, images: int, steps: int, gate: npt.NDArray[np.bool_] | None) -> FiringRoom:
+        """Where a kernel writes what the neurons do; it passes over closed places."""
         window = self.synapses.window
         places, blocks = window.places, _blocks(window, images)
+        room = np.empty if gate is None else np.zeros
         return FiringRoom(
-            spikes=np.empty((steps, images, places, self.synapses.outputs), np.bool_),
+            gate=_closed(gate, images),
+            spikes=room((steps, images, places, self.synapses.outputs), np.bool_),
             found=np.zeros((steps, images, places), np.int32),
             idle=np.zeros((images, blocks), np.int64),
             saturated=np.zeros((images, blocks), np.int64),
@@ -351,7 +351,6 @@ def _sum(index, value, starts, gate, packed, window, factor_shift, mode, blocks,
                     for t in range(steps):
                         target = out[t, b, place]
                         if len(gate) and not gate[t % len(gate), b, place]:
-                            target[first : first + count] = 0
                             continue
                         s = (t % len(starts)) * images + b
                         _sums(
@@ -405,7 +404,6 @@ def _fire(
                     summed = -1
                     for t in range(steps):
                         if len(gate) and not gate[t % len(gate), b, place]:
-                            spikes[t, b, place, first : first + count] = 0
                             continue
                         s = (t % len(starts)) * images + b
                         target = fired_at

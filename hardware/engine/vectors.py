@@ -379,15 +379,14 @@ def _masker(lanes: int) -> Any:
         def code(backend, builder, signature, arguments):
             values = _load(builder, arguments[0], kind)
             bits = builder.icmp_unsigned("!=", values, _splat(kind, 0))
-            word = builder.bitcast(bits, ir.IntType(lanes))
-            return word if lanes == 64 else builder.zext(word, _I64)
+            return builder.zext(builder.bitcast(bits, ir.IntType(lanes)), _I64)
 
         return types.uint64(types.int64), code
 
     return bits_of
 
 
-bits_of_64, bits_of_8 = _masker(64), _masker(8)
+bits_of_32, bits_of_8 = _masker(32), _masker(8)
 
 
 def _word_reader(read: Callable[[ir.IRBuilder, Any], Any], purpose: str) -> Any:
@@ -409,9 +408,9 @@ lowest = _word_reader(
 ones = _word_reader(lambda builder, word: builder.ctpop(word), "How many bits are set.")
 
 
-def _widening_adder(source: ir.IntType, target: ir.IntType, lanes: int) -> Any:
-    narrow, wide = _vector(source, lanes), _vector(target, lanes)
-    sizes = source.width // 8, target.width // 8
+def _adder(source: ir.IntType, target_type: ir.IntType, lanes: int) -> Any:
+    narrow, wide = _vector(source, lanes), _vector(target_type, lanes)
+    sizes = source.width // 8, target_type.width // 8
 
     @intrinsic
     def add(context, total, values, length):
@@ -424,7 +423,9 @@ def _widening_adder(source: ir.IntType, target: ir.IntType, lanes: int) -> Any:
                 at = builder.mul(k, _constant(lanes))
                 given = builder.add(values, builder.mul(at, _constant(sizes[0])))
                 target = builder.add(total, builder.mul(at, _constant(sizes[1])))
-                added = builder.zext(_load(builder, given, narrow), wide)
+                added = _load(builder, given, narrow)
+                if source is not target_type:
+                    added = builder.zext(added, wide)
                 _store(builder, builder.add(_load(builder, target, wide), added), target)
                 return held
 
@@ -437,8 +438,9 @@ def _widening_adder(source: ir.IntType, target: ir.IntType, lanes: int) -> Any:
 
 
 ADDED_LANES = 8
-add_bytes_to_shorts = _widening_adder(_I8, _I16, ADDED_LANES)
-add_shorts_to_ints = _widening_adder(_I16, _I32, ADDED_LANES)
+add_bytes_to_shorts = _adder(_I8, _I16, ADDED_LANES)
+add_shorts = _adder(_I16, _I16, ADDED_LANES)
+add_shorts_to_ints = _adder(_I16, _I32, ADDED_LANES)
 
 
 def _lister(element: ir.IntType) -> Any:
