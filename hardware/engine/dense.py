@@ -49,7 +49,7 @@ class Bytes:
     """What arrives at a layer, with zeros round it.
 
     Attributes:
-        values: uint8, flat, longer than needed by a few bytes.
+        values: uint8, flat; longer by a few bytes where the last window reaches beyond its map.
         steps: S.
         line: bytes of one line of the padded map.
         image, step: bytes from one image or step to the next.
@@ -70,16 +70,28 @@ def as_bytes(rows: Array, synapses: Synapses, shift: int) -> Bytes:
     width = window.width + 2 * window.padding_x
     line = width * window.channels
     size = height * line
+    layout = steps, line, size, images * size
+    in_place = rows.dtype == np.bool_ and (height, width) == (window.height, window.width)
+    if in_place and window.kernel_width * window.channels % 4 == 0:
+        return Bytes(rows.view(np.uint8).reshape(-1), *layout)
     values = np.zeros(steps * images * size + _SPARE, np.uint8)
-    maps = values[:-_SPARE].reshape(steps, images, height, width, window.channels)
-    inner = maps[
-        :, :,
-        window.padding_y : window.padding_y + window.height,
-        window.padding_x : window.padding_x + window.width,
-    ]  # fmt: skip
-    source = rows.view(np.uint8) if rows.dtype == np.bool_ else rows >> shift
-    inner[...] = source.reshape(inner.shape)
-    return Bytes(values, steps, line, size, images * size)
+    maps = values[:-_SPARE].reshape(steps, images, height, line)
+    source = rows.view(np.uint8) if rows.dtype == np.bool_ else rows
+    lines = source.reshape(steps, images, window.height, -1)
+    _place(lines, shift, window.padding_y, window.padding_x * window.channels, maps)
+    return Bytes(values, *layout)
+
+
+@numba.njit(parallel=True, cache=True)
+def _place(lines, shift, top, left, maps):
+    steps, images, height, width = lines.shape
+    for item in numba.prange(steps * images):
+        t, b = item // images, item % images
+        for y in range(height):
+            source = lines[t, b, y]
+            target = maps[t, b, top + y, left : left + width]
+            for x in range(width):
+                target[x] = source[x] >> shift
 
 
 class DenseSynapses:

@@ -179,7 +179,12 @@ class SpikingSynapseExecutor(SynapseExecutor):
         few = values[:, :2]
         density = np.count_nonzero(few) / few.size
         if self.can_be_dense and dense_is_faster(self.spiking.synapses, density):
-            arriving = as_bytes(as_rows(values), self.spiking.synapses, self.shift)
+            synapses = self.spiking.synapses
+            arriving = self.shared.padded(
+                values,
+                (synapses.window.padding_y, synapses.window.padding_x),
+                lambda: as_bytes(as_rows(values), synapses, self.shift),
+            )
             return self.dense_synapses.fire(arriving, values.shape[1], gate, steps)
         return self.spiking.fire(self.lists(values, gate), gate, steps)
 

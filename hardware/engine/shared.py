@@ -66,6 +66,10 @@ class Shared:
 
         return self._once(("lists", id(gate), id(values)), values, make)[0]
 
+    def padded(self, values: Array, padding: tuple[int, int], make: Callable[[], Any]) -> Any:
+        """What `make` gives, the bytes of `values` with zeros round them."""
+        return self._once(("padded", padding, id(values)), values, make)
+
     def _entries(self, values: Array, bound: Interval, shift: int) -> int:
         """The most entries that the list of a step and image has."""
         if values.dtype == np.bool_ or not are_unrolled(bound, shift):

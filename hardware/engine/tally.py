@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hardware.engine.rows import Array
+from hardware.engine.vectors import count_shorts
 
 RowArray = npt.NDArray[np.int32]
 
@@ -36,7 +37,10 @@ def count_rows(rows: Array, unit: int) -> RowCounts:
     if rows.dtype not in (np.int16, np.int32, np.int64):
         rows = rows.astype(np.int32)
     unrolled, graded = np.empty(shape, np.int32), np.empty(shape, np.int32)
-    _count_graded(rows, unit, messages, unrolled, graded)
+    if rows.dtype == np.int16 and rows.shape[3] % 32 == 0:
+        _count_shorts(rows, unit, messages, unrolled, graded)
+    else:
+        _count_graded(rows, unit, messages, unrolled, graded)
     return RowCounts(messages, unrolled, graded)
 
 
@@ -84,6 +88,24 @@ def _count_nonzero(rows, messages):
             for c in range(channels):
                 found += np.int32(row[c] != 0)
             messages[t, b, r] = found
+
+
+@numba.njit(parallel=True, cache=True)
+def _count_shorts(rows, unit, messages, unrolled, graded):
+    steps, images, count, channels = rows.shape
+    shift = 0
+    while (1 << shift) < unit:
+        shift += 1
+    for item in numba.prange(steps * images):
+        t, b = item // images, item % images
+        address = np.int64(rows[t, b].ctypes.data)
+        found = np.empty(3, np.int32)
+        found_at = np.int64(found.ctypes.data)
+        for r in range(count):
+            count_shorts(address + 2 * r * channels, channels, shift, unit, found_at)
+            messages[t, b, r] = found[0]
+            unrolled[t, b, r] = found[1]
+            graded[t, b, r] = found[2]
 
 
 @numba.njit(parallel=True, cache=True)

@@ -369,6 +369,72 @@ run_wide_16, run_wide_32, run_wide_64 = (_gathering_neurons(WIDE, tile) for tile
 fire_16, fire_32, fire_64 = (_neurons(tile) for tile in TILES)
 
 
+def _short_counter() -> Any:
+    @intrinsic
+    def count_shorts(context, address, length, shift, unit, counts):
+        """Count int16 values: those not 0, the units in their size, those not of one unit.
+
+        Args:
+            address: of the values.
+            length: a multiple of 32.
+            shift: logarithm of the unit.
+            unit: what counts as one; parts of it count as one.
+            counts: address of int32 [3], written.
+        """
+
+        def code(backend, builder, signature, arguments):
+            address, length, shift, unit, counts = arguments
+            shorts, mask = _vector(_I16, _LANES), ir.IntType(_LANES)
+            shifts, units = (
+                _broadcast(builder, builder.trunc(scalar, _I16), _LANES) for scalar in (shift, unit)
+            )
+            zero, one = _splat(shorts, 0), _splat(shorts, 1)
+
+            def body(k: Any, held: list[Any]) -> list[Any]:
+                at = builder.add(address, builder.mul(k, _constant(2 * _LANES)))
+                values = _load(builder, at, shorts)
+                negative = builder.icmp_signed("<", values, zero)
+                sizes = builder.select(negative, builder.sub(zero, values), values)
+                filled = builder.bitcast(builder.icmp_unsigned("!=", sizes, zero), mask)
+                other = builder.bitcast(builder.icmp_unsigned("!=", sizes, units), mask)
+                # a size of 0 gives -1 >> shift = -1, so that nothing is added
+                rounded_up = builder.add(builder.ashr(builder.sub(sizes, one), shifts), one)
+                return [
+                    builder.add(held[0], builder.ctpop(filled)),
+                    builder.add(held[1], builder.ctpop(builder.and_(filled, other))),
+                    *map(builder.add, held[2:], _sixteens(builder, rounded_up)),
+                ]
+
+            turns = builder.sdiv(length, _constant(_LANES))
+            sums = [_splat(_vector(_I32, _NEURONS), 0) for _ in range(_LANES // _NEURONS)]
+            start = [ir.Constant(mask, 0), ir.Constant(mask, 0), *sums]
+            messages, several, *sums = _repeat(builder, turns, start, body)
+            spikes = _total(builder, builder.add(sums[0], sums[1]))
+            for place, found in enumerate((messages, spikes, several)):
+                _store(builder, found, counts, 4 * place)
+            return backend.get_dummy_value()
+
+        return types.void(*(types.int64,) * 5), code
+
+    return count_shorts
+
+
+count_shorts = _short_counter()
+
+
+def _total(builder: ir.IRBuilder, vector: Any) -> Any:
+    """Sum of a vector of int32, halved again and again."""
+    lanes = vector.type.count
+    if lanes == 1:
+        return builder.extract_element(vector, ir.Constant(_I32, 0))
+    undefined = ir.Constant(vector.type, ir.Undefined)
+    low, high = (
+        builder.shuffle_vector(vector, undefined, ir.Constant(_vector(_I32, lanes // 2), places))
+        for places in (list(range(lanes // 2)), list(range(lanes // 2, lanes)))
+    )
+    return _total(builder, builder.add(low, high))
+
+
 def _masker(lanes: int) -> Any:
     kind = _vector(_I8, lanes)
 

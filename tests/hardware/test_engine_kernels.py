@@ -385,14 +385,18 @@ class TestTally:
     @settings(max_examples=60)
     @given(
         seed=seeds,
-        width=st.integers(1, 40),
+        width=st.integers(1, 40) | st.sampled_from([32, 64, 384]),
         unit=st.sampled_from([1, 8]),
         graded=st.booleans(),
+        narrow=st.booleans(),
         gated=st.booleans(),
     )
-    def test_tokens(self, seed: int, width: int, unit: int, graded: bool, gated: bool) -> None:
+    def test_tokens(
+        self, seed: int, width: int, unit: int, graded: bool, narrow: bool, gated: bool
+    ) -> None:
         rng = np.random.default_rng(seed)
         values = inputs(rng, (3, 2, 5, width), graded)
+        values = values.astype(np.int16) if graded and narrow else values
         gate = rng.random((3, 2, 5)) < 0.6
         counter = NodeCounter(2)
         weigh(counter, Shared(), values, 7, 2, Traffic(unit), gate=gate if gated else None)
