@@ -13,11 +13,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from hardware.engine import vectors
+from hardware.engine.gathering import IDLE_SHIFT, SATURATED_SHIFT, STEPS_AT_ONCE, fire, multiply
 from hardware.engine.plan import Interval
 from hardware.engine.rows import Array
-from hardware.engine.synapses import FiringResult, SpikingSynapses, Synapses, fire_sums
-from hardware.engine.vectors import IDLE_SHIFT, SATURATED_SHIFT, STEPS_AT_ONCE
+from hardware.engine.synapses import FiringResult, SpikingSynapses, Synapses, settle
 
 LARGEST_BYTE = 255
 _SPARE = 64
@@ -128,26 +127,6 @@ class DenseSynapses:
 
 
 @numba.njit(cache=True)
-def _multiply_four(tile, values, step, rows, pitch, fours, weights, sums):
-    if tile == 64:
-        vectors.multiply_four_64(values, step, rows, pitch, fours, weights, sums)
-    elif tile == 32:
-        vectors.multiply_four_32(values, step, rows, pitch, fours, weights, sums)
-    else:
-        vectors.multiply_four_16(values, step, rows, pitch, fours, weights, sums)
-
-
-@numba.njit(cache=True)
-def _multiply_one(tile, values, rows, pitch, fours, weights, sums):
-    if tile == 64:
-        vectors.multiply_one_64(values, 0, rows, pitch, fours, weights, sums)
-    elif tile == 32:
-        vectors.multiply_one_32(values, 0, rows, pitch, fours, weights, sums)
-    else:
-        vectors.multiply_one_16(values, 0, rows, pitch, fours, weights, sums)
-
-
-@numba.njit(cache=True)
 def _ever_open(gate, b, place):
     found = False
     for t in range(len(gate)):
@@ -190,19 +169,14 @@ def _fire_dense(
                         continue
                     for t in range(steps):
                         turn = t % STEPS_AT_ONCE
-                        if t >= arriving:
-                            turn = 0  # what stands still was summed up at the first step
-                        elif t + STEPS_AT_ONCE - turn <= arriving:
-                            if turn == 0:
-                                _multiply_four(
-                                    tile, corner + t * step, step, height, line, fours, weights,
-                                    sums_at,
-                                )  # fmt: skip
-                        else:
+                        at_once = t + STEPS_AT_ONCE - turn <= arriving
+                        if not at_once or t >= arriving:
                             turn = 0
-                            _multiply_one(
-                                tile, corner + t * step, height, line, fours, weights, sums_at
-                            )
+                        if turn == 0 and t < arriving:  # what stands still has one step
+                            multiply(
+                                STEPS_AT_ONCE if at_once else 1, tile, corner + t * step, step,
+                                height, line, fours, weights, sums_at,
+                            )  # fmt: skip
                         if len(gate) and not gate[t % len(gate), b, place]:
                             continue
                         target = fired_at
@@ -211,16 +185,12 @@ def _fire_dense(
                                 spikes_at
                                 + ((t * images + b) * places + place) * outputs + first
                             )  # fmt: skip
-                        counts = fire_sums(
+                        counts = fire(
                             tile, sums_at + 4 * turn * tile, shift, halving, threshold, drive,
                             voltage_at, target,
                         )  # fmt: skip
-                        if count == tile:
-                            found[t, b, place] += counts & 0xFF
-                        else:
-                            for o in range(count):
-                                spikes[t, b, place, first + o] = fired[o]
-                                found[t, b, place] += fired[o]
+                        row = spikes[t, b, place]
+                        found[t, b, place] += settle(counts, fired, row, first, count)
                         quiet += (counts >> IDLE_SHIFT) & 0xFF
                         clipped += counts >> SATURATED_SHIFT
         idle[b, unit % blocks] = quiet

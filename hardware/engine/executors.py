@@ -34,6 +34,7 @@ from hardware.engine.addition import add_rows, integers_for, sum_rows
 from hardware.engine.coincidence import attend
 from hardware.engine.counting import Traffic
 from hardware.engine.dense import DenseSynapses, as_bytes, can_be_bytes, dense_is_faster
+from hardware.engine.gathering import has_dot_products
 from hardware.engine.lists import EventLists
 from hardware.engine.neurons import Neurons
 from hardware.engine.plan import Plan
@@ -50,7 +51,6 @@ from hardware.engine.synapses import (
     token_window,
 )
 from hardware.engine.tally import of_spikes
-from hardware.engine.vectors import has_dot_products
 from hardware.errors import EngineError
 from hardware.events import SCORES_FIRST, TABLE_FIRST, AttentionOrder, NodeCounter, PerImage
 

@@ -21,11 +21,20 @@ import numpy as np
 import numpy.typing as npt
 
 from atsnn.fixed_point import ACTIVATION_LIMIT, ACTIVATION_SHIFT, NeuronConstants
-from hardware.engine import vectors
+from hardware.engine.gathering import (
+    IDLE_SHIFT,
+    NARROW,
+    PRODUCTS,
+    SATURATED_SHIFT,
+    TILES,
+    WIDE,
+    fire,
+    gather,
+    gather_and_fire,
+)  # fmt: skip
 from hardware.engine.lists import EventLists
 from hardware.engine.neurons import HALVING, NO_CURRENT_MEMORY
 from hardware.engine.plan import Interval
-from hardware.engine.vectors import IDLE_SHIFT, NARROW, PRODUCTS, SATURATED_SHIFT, TILES, WIDE
 
 Array = npt.NDArray[Any]
 
@@ -250,73 +259,15 @@ def _blocks(window: Window, images: int) -> int:
 
 
 @numba.njit(cache=True)
-def _sums(mode, tile, weights, rows, pitch, line, starts, span, index, values, sums):
-    if mode == NARROW:
-        if tile == 64:
-            vectors.sum_narrow_64(weights, rows, pitch, line, starts, span, index, values, sums)
-        elif tile == 32:
-            vectors.sum_narrow_32(weights, rows, pitch, line, starts, span, index, values, sums)
-        else:
-            vectors.sum_narrow_16(weights, rows, pitch, line, starts, span, index, values, sums)
-    elif mode == WIDE:
-        if tile == 64:
-            vectors.sum_wide_64(weights, rows, pitch, line, starts, span, index, values, sums)
-        elif tile == 32:
-            vectors.sum_wide_32(weights, rows, pitch, line, starts, span, index, values, sums)
-        else:
-            vectors.sum_wide_16(weights, rows, pitch, line, starts, span, index, values, sums)
-    elif tile == 64:
-        vectors.sum_products_64(weights, rows, pitch, line, starts, span, index, values, sums)
-    elif tile == 32:
-        vectors.sum_products_32(weights, rows, pitch, line, starts, span, index, values, sums)
-    else:
-        vectors.sum_products_16(weights, rows, pitch, line, starts, span, index, values, sums)
-
-
-@numba.njit(cache=True)
-def _run(
-    mode, tile, weights, rows, pitch, line, starts, span, index,
-    shift, halving, threshold, bias, voltage, spikes,
-):  # fmt: skip
-    if mode == NARROW:
-        if tile == 64:
-            return vectors.run_narrow_64(
-                weights, rows, pitch, line, starts, span, index, 0,
-                shift, halving, threshold, bias, voltage, spikes,
-            )  # fmt: skip
-        if tile == 32:
-            return vectors.run_narrow_32(
-                weights, rows, pitch, line, starts, span, index, 0,
-                shift, halving, threshold, bias, voltage, spikes,
-            )  # fmt: skip
-        return vectors.run_narrow_16(
-            weights, rows, pitch, line, starts, span, index, 0,
-            shift, halving, threshold, bias, voltage, spikes,
-        )  # fmt: skip
-    if tile == 64:
-        return vectors.run_wide_64(
-            weights, rows, pitch, line, starts, span, index, 0,
-            shift, halving, threshold, bias, voltage, spikes,
-        )  # fmt: skip
-    if tile == 32:
-        return vectors.run_wide_32(
-            weights, rows, pitch, line, starts, span, index, 0,
-            shift, halving, threshold, bias, voltage, spikes,
-        )  # fmt: skip
-    return vectors.run_wide_16(
-        weights, rows, pitch, line, starts, span, index, 0,
-        shift, halving, threshold, bias, voltage, spikes,
-    )  # fmt: skip
-
-
-@numba.njit(cache=True)
-def fire_sums(tile, sums, shift, halving, threshold, bias, voltage, spikes):
-    """One step of a tile of neurons, as `vectors.fire_64`; for compiled functions."""
-    if tile == 64:
-        return vectors.fire_64(sums, shift, halving, threshold, bias, voltage, spikes)
-    if tile == 32:
-        return vectors.fire_32(sums, shift, halving, threshold, bias, voltage, spikes)
-    return vectors.fire_16(sums, shift, halving, threshold, bias, voltage, spikes)
+def settle(counts, fired, spikes, first, count):
+    """Copy the spikes of a tile that is not full to their row; how many there are."""
+    if count == len(fired):
+        return counts & 0xFF
+    found = np.int64(0)
+    for o in range(count):
+        spikes[first + o] = fired[o]
+        found += fired[o]
+    return found
 
 
 @numba.njit(parallel=True, cache=True)
@@ -353,7 +304,7 @@ def _sum(index, value, starts, gate, packed, window, factor_shift, mode, blocks,
                         if len(gate) and not gate[t % len(gate), b, place]:
                             continue
                         s = (t % len(starts)) * images + b
-                        _sums(
+                        gather(
                             mode, tile, shifted, rows, taps * tile, 4 * window.width,
                             starts_at + s * starts_room + corner, span,
                             index_at + s * room, value_at + s * list_room, sums_at,
@@ -413,27 +364,23 @@ def _fire(
                             )
                         if still:
                             if summed != s:
-                                _sums(
+                                gather(
                                     mode, tile, shifted, rows, taps * tile, 4 * window.width,
                                     starts_at + s * starts_room + corner, span,
                                     index_at + s * room, value_at + s * list_room, sums_at,
                                 )  # fmt: skip
                                 summed = s
-                            counts = fire_sums(
+                            counts = fire(
                                 tile, sums_at, shift, halving, threshold, drive, voltage_at, target
                             )
                         else:
-                            counts = _run(
+                            counts = gather_and_fire(
                                 mode, tile, shifted, rows, taps * tile, 4 * window.width,
                                 starts_at + s * starts_room + corner, span, index_at + s * room,
                                 shift, halving, threshold, drive, voltage_at, target,
                             )  # fmt: skip
-                        if count == tile:
-                            found[t, b, place] += counts & 0xFF
-                        else:
-                            for o in range(count):
-                                spikes[t, b, place, first + o] = fired[o]
-                                found[t, b, place] += fired[o]
+                        row = spikes[t, b, place]
+                        found[t, b, place] += settle(counts, fired, row, first, count)
                         quiet += (counts >> IDLE_SHIFT) & 0xFF
                         clipped += counts >> SATURATED_SHIFT
         idle[b, unit % blocks] = quiet

@@ -16,6 +16,7 @@ from hardware.engine import coincidence, executors, run
 from hardware.engine.coincidence import attend
 from hardware.engine.counting import Traffic, messages, weigh
 from hardware.engine.dense import DenseSynapses, as_bytes, can_be_bytes, dense_is_faster
+from hardware.engine.gathering import has_dot_products
 from hardware.engine.kernels import Convolution, or_pool
 from hardware.engine.lists import EventLists, list_events
 from hardware.engine.neurons import Neurons
@@ -31,7 +32,6 @@ from hardware.engine.synapses import (
     map_window,
     token_window,
 )
-from hardware.engine.vectors import has_dot_products
 from hardware.events import NodeCounter
 
 seeds = st.integers(0, 10_000)
