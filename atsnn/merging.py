@@ -30,8 +30,9 @@ def match_tokens(
 ) -> Assignment:
     """Choose the merging edges from `features` [T, B, N, D] summed over T, in float64.
 
-    From integer features every sum is exact, and `dot / sqrt(|a|^2 |b|^2)` is correctly rounded, so
-    every executor chooses the same edges. Ties go to the lower index.
+    Compared is the square of the cosine, `dot |dot| / (|a|^2 |b|^2)`: from integer features every
+    sum is exact and a quotient is correctly rounded everywhere (a square root is not: torch's may
+    be one unit off), so every executor chooses the same edges. Ties go to the lower index.
 
     Args:
         eligible: bool [B, N].
@@ -45,9 +46,9 @@ def match_tokens(
     odd_ok = eligible[:, 1::2] & (norm_odd > 0)
     allowed = even_ok[:, :, None] & odd_ok[:, None, :]
     product = norm_even[:, :, None] * norm_odd[:, None, :]
-    similarity = torch.where(allowed, dot / product.clamp(min=1e-300).sqrt(), -1.0)
+    similarity = torch.where(allowed, dot * dot.abs() / product.clamp(min=1e-300), -1.0)
     best, partner = similarity.max(dim=2)
-    candidate = (best > 0) & (best >= minimum_similarity)
+    candidate = (best > 0) & (best >= minimum_similarity**2)
     index = torch.arange(best.shape[1], device=best.device)
     ahead = (best[:, :, None] > best[:, None, :]) | (
         (best[:, :, None] == best[:, None, :]) & (index[:, None] < index[None, :])

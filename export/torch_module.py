@@ -414,7 +414,7 @@ def _partners(node: Merge, features: Tensor, eligible: Tensor) -> Tensor:
     gram = torch.einsum("tbid,tbjd->bij", features, features)
     norm = gram.diagonal(dim1=1, dim2=2)
     usable = eligible & (norm > 0)
-    similarity = gram / (norm[:, :, None] * norm[:, None, :]).clamp(min=1e-300).sqrt()
+    squared = gram * gram.abs() / (norm[:, :, None] * norm[:, None, :]).clamp(min=1e-300)
     partner = torch.full((images, tokens), -1, dtype=torch.int64)
     for b in range(images):
         edges = []
@@ -422,9 +422,9 @@ def _partners(node: Merge, features: Tensor, eligible: Tensor) -> Tensor:
         for i in range(0, tokens, 2):
             if not usable[b, i] or not odd:
                 continue
-            row = similarity[b, i, odd].tolist()
+            row = squared[b, i, odd].tolist()
             best = max(row)
-            if best > 0 and best >= node.minimum_similarity:
+            if best > 0 and best >= node.minimum_similarity**2:
                 edges.append((-best, i, odd[row.index(best)]))
         for _, i, j in sorted(edges)[: node.count or None]:
             partner[b, i] = j

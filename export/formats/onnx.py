@@ -527,9 +527,11 @@ def _pairs(x: _Exporter, node: Merge, half: _Halves, compared: str, eligible: st
         usable.append(x.op("And", x.cast(opened, TensorProto.BOOL), positive))
         norms.append(norm)
     allowed = x.op("And", x.column(usable[0]), x.column(usable[1], 1))
-    squared = x.op("Mul", x.column(norms[0]), x.column(norms[1], 1))
-    length = x.op("Sqrt", x.op("Where", allowed, squared, x.constant(1.0, np.float64)))
-    similarity = x.op("Where", allowed, x.op("Div", dot, length), x.constant(-1.0, np.float64))
+    product = x.op("Mul", x.column(norms[0]), x.column(norms[1], 1))
+    divisor = x.op("Where", allowed, product, x.constant(1.0, np.float64))
+    signed = x.op("Mul", dot, x.op("Abs", dot))
+    squared = x.op("Div", signed, divisor)
+    similarity = x.op("Where", allowed, squared, x.constant(-1.0, np.float64))
     best = x.op("ReduceMax", similarity, axes=[2], keepdims=0)
     partner = x.op("ArgMax", similarity, axis=2, keepdims=0)
     merged = _merging(x, node, best, len(half.evens))
@@ -539,7 +541,7 @@ def _pairs(x: _Exporter, node: Merge, half: _Halves, compared: str, eligible: st
 
 def _merging(x: _Exporter, node: Merge, best: str, evens: int) -> str:
     """bool [batch, even]: candidates that are among the `count` most similar."""
-    least = x.constant(node.minimum_similarity, np.float64)
+    least = x.constant(node.minimum_similarity**2, np.float64)
     candidate = x.op(
         "And",
         x.op("Greater", best, x.constant(0.0, np.float64)),

@@ -139,11 +139,12 @@ def match(features: Array, eligible: Array, count: int, minimum_similarity: floa
     norms = (exact * exact).sum(axis=1)
     usable = eligible & (norms > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        similarity = (exact[even] @ exact[odd].T) / np.sqrt(norms[even][:, None] * norms[odd])
-    similarity[~(usable[even][:, None] & usable[odd])] = -np.inf
-    best, value = similarity.argmax(axis=1), similarity.max(axis=1)
+        dots = exact[even] @ exact[odd].T
+        squared = dots * np.abs(dots) / (norms[even][:, None] * norms[odd])
+    squared[~(usable[even][:, None] & usable[odd])] = -np.inf
+    best, value = squared.argmax(axis=1), squared.max(axis=1)
     ranked = np.lexsort((even, -value))
-    ranked = ranked[(value[ranked] > 0) & (value[ranked] >= minimum_similarity)][: count or None]
+    ranked = ranked[(value[ranked] > 0) & (value[ranked] >= minimum_similarity**2)][: count or None]
     partner[even[ranked]] = odd[best[ranked]]
     return Matching(partner)
 

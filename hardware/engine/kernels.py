@@ -160,12 +160,13 @@ def matches(
     norms = even_norms[:, :, None] * odd_norms[:, None, :]
     pairs = even_eligible[:, :, None] & odd_eligible[:, None, :]
     similarity = np.full(dots.shape, -1.0)
-    similarity[pairs] = dots[pairs] / np.sqrt(norms[pairs])
+    met = dots[pairs]
+    similarity[pairs] = met * np.abs(met) / norms[pairs]  # squared, see `atsnn.merging`
     if similarity.shape[2] == 0:
         return np.full(even_norms.shape, -1, np.int64)
     partner = similarity.argmax(axis=2)
     best = similarity.max(axis=2)
-    candidate = (best > 0) & (best >= minimum_similarity)
+    candidate = (best > 0) & (best >= minimum_similarity**2)
     limit = count or best.shape[1]
     chosen = candidate & (_ranks(np.where(candidate, best, -np.inf)) < limit)
     return np.where(chosen, partner, -1)

@@ -23,9 +23,8 @@ from hardware.engine.executors import (
     LIFExecutor,
     OutputExecutor,
     ReadoutExecutor,
-    SpikingSynapseExecutor,
-    fusible,
 )
+from hardware.engine.layers import SpikingSynapseExecutor, fusible
 from hardware.engine.plan import Plan, Port, dense_macs, image_axis, make_plan
 from hardware.engine.result import EngineResult, LayerRange
 from hardware.engine.shared import Shared

@@ -95,13 +95,13 @@ class TestKernels:
         edges = []
         for a in range(0, tokens, 2):
             found = [
-                ((features[a] @ features[b]) / np.sqrt(norm(a) * norm(b)), -b)
+                (int(features[a] @ features[b]) ** 2 / (norm(a) * norm(b)), -b)
                 for b in range(1, tokens, 2)
                 if usable(a) and usable(b)
             ]
             if found:
                 similarity, target = max(found)
-                if similarity > 0 and similarity >= minimum:
+                if similarity > 0 and similarity >= minimum**2:
                     edges.append((-similarity, a, -target))
         limit = count or tokens
         expected = np.full(tokens, -1)

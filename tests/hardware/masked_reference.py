@@ -6,7 +6,6 @@ equality with the engine, which leaves their rows out, says something. Shares no
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -178,16 +177,18 @@ def _pairs(node: Any, vectors: np.ndarray, open_tokens: np.ndarray) -> list[tupl
     edges = []
     for a in (k for k in usable if k % 2 == 0):
         best = max(
-            ((_cosine(vectors, norm, a, b), -b) for b in usable if b % 2 == 1), default=(0.0, 0)
+            ((_squared_cosine(vectors, norm, a, b), -b) for b in usable if b % 2 == 1),
+            default=(0.0, 0),
         )
-        if best[0] > 0 and best[0] >= node.minimum_similarity:
+        if best[0] > 0 and best[0] >= node.minimum_similarity**2:
             edges.append((-best[0], a, -best[1]))
     limit = len(edges) if node.count == 0 and node.minimum_similarity > 0 else node.count
     return [(a, b) for _, a, b in sorted(edges)[:limit]]
 
 
-def _cosine(vectors: np.ndarray, norm: list[int], a: int, b: int) -> float:
-    return int(vectors[a] @ vectors[b]) / math.sqrt(norm[a] * norm[b])
+def _squared_cosine(vectors: np.ndarray, norm: list[int], a: int, b: int) -> float:
+    dot = int(vectors[a] @ vectors[b])
+    return dot * abs(dot) / (norm[a] * norm[b])
 
 
 def _readout(node: Any, arriving: dict, state: dict) -> Values:

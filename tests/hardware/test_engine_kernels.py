@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tiny_networks import Adaptive, conv_network, images_for
 
 from atsnn.fixed_point import ACTIVATION_SHIFT, STATE_LIMIT, NeuronConstants, decay, lif_step
-from hardware.engine import coincidence, executors, run
+from hardware.engine import coincidence, run
+from hardware.engine import layers as layer_executors
 from hardware.engine.coincidence import attend
 from hardware.engine.counting import Traffic, messages, weigh
 from hardware.engine.dense import DenseSynapses, as_bytes, can_be_bytes, dense_is_faster
@@ -469,7 +470,7 @@ class TestWhateverRunsIt:
         images = images_for(graph, 5)
         results = []
         for dense in (False, has_dot_products()):
-            monkeypatch.setattr(executors, "dense_is_faster", lambda *_, dense=dense: dense)
+            monkeypatch.setattr(layer_executors, "dense_is_faster", lambda *_, dense=dense: dense)
             results.append(run(graph, images))
         self._equal(*results)
 
@@ -478,7 +479,7 @@ class TestWhateverRunsIt:
     ) -> None:
         images = images_for(graph, 5)
         expected = run(graph, images)
-        monkeypatch.setattr(executors, "has_dot_products", lambda: False)
+        monkeypatch.setattr(layer_executors, "has_dot_products", lambda: False)
         self._equal(run(graph, images), expected)
 
     def test_synapses_and_neurons_in_one_equal_each_alone(self, graph) -> None:
