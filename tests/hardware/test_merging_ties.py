@@ -13,10 +13,13 @@ from hardware.engine import kernels
 
 
 def tied_tokens() -> np.ndarray:
-    """Four tokens of 64 channels. Tokens 0 and 1 share 20 of 22 and 25 spikes, 2 and 3 share 24 of
-    24 and 33: 20^2 / (22 * 25) = 24^2 / (24 * 33) = 8 / 11. In units of 8, as a stream has them with
-    three fraction bits, 1280 / sqrt(1408 * 1600) and 1536 / sqrt(1536 * 2112) differ by one unit in
-    the last place if every operation is rounded to the nearest."""
+    """Four tokens of 64 channels, int64 [4, 64].
+
+    Tokens 0 and 1 share 20 of 22 and 25 spikes, 2 and 3 share 24 of 24 and 33: 20^2 / (22 * 25) =
+    24^2 / (24 * 33) = 8 / 11. In units of 8, as a stream with three fraction bits has them,
+    1280 / sqrt(1408 * 1600) and 1536 / sqrt(1536 * 2112) differ by one unit in the last place if
+    every operation is rounded to the nearest.
+    """
     tokens = np.zeros((4, 64), np.int64)
     tokens[0, :22] = tokens[1, 2:27] = 8
     tokens[2, 31:55] = tokens[3, 31:64] = 8
