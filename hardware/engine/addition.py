@@ -22,12 +22,26 @@ def add_rows(
 ) -> Array:
     """`sum(addend << shift)` of rows [T or 1, B, R, E], as `dtype`, which holds it."""
     steps = max(len(addend) for addend in addends)
-    total = np.zeros((steps, *addends[0].shape[1:]), dtype)
-    for addend, shift in zip(addends, shifts, strict=True):
-        if addend.dtype == np.bool_:
-            addend = addend.view(np.uint8)
+    total = np.empty((steps, *addends[0].shape[1:]), dtype)
+    first, *others = (a.view(np.uint8) if a.dtype == np.bool_ else a for a in addends)
+    if not others:
+        total[...] = first
+        return np.left_shift(total, shifts[0], out=total)
+    _add_two(first, shifts[0], others[0], shifts[1], total)
+    for addend, shift in zip(others[1:], shifts[2:], strict=True):
         _add(addend, shift, total)
     return total
+
+
+@numba.njit(parallel=True, cache=True)
+def _add_two(first, first_shift, second, second_shift, total):
+    steps, images, _, _ = total.shape
+    for item in numba.prange(steps * images):
+        t, b = item // images, item % images
+        one, two = first[t % len(first), b].reshape(-1), second[t % len(second), b].reshape(-1)
+        held = total[t, b].reshape(-1)
+        for e in range(len(held)):
+            held[e] = (one[e] << first_shift) + (two[e] << second_shift)
 
 
 @numba.njit(parallel=True, cache=True)

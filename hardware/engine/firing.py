@@ -9,6 +9,7 @@ import numba
 import numpy as np
 
 from atsnn.fixed_point import ACTIVATION_SHIFT, DECAY_UNITY, STATE_LIMIT
+from hardware.engine.gathering import IDLE_SHIFT, SATURATED_SHIFT, fire
 
 SATURATED, IDLE, GATED, WRAPPED = range(4)
 """Columns of the counts that `fire_short` and `fire_full` fill."""
@@ -43,6 +44,34 @@ def fire_short(activation, gate, bias, voltage, halving, threshold, count_idle, 
             if count_idle:
                 counts[b, r, IDLE] += _idle(a, v, bias)
             counts[b, r, SATURATED] += _step_short(a, v, bias, halving, threshold, fired)
+
+
+@numba.njit(parallel=True, cache=True)
+def fire_tiles(activation, gate, bias, voltage, halving, threshold, spikes, counts):
+    """As `fire_short`, idle neurons counted, for rows whose width is a multiple of 16."""
+    steps, images, rows, width = spikes.shape
+    size = activation.itemsize
+    bias_at = np.int64(bias.ctypes.data)
+    for unit in numba.prange(images * rows):
+        b, r = unit // rows, unit % rows
+        voltage_at = np.int64(voltage[b, r].ctypes.data)
+        for t in range(steps):
+            if len(gate) and not gate[t % len(gate), b, r]:
+                spikes[t, b, r] = False
+                counts[b, r, GATED] += width
+                continue
+            arriving = np.int64(activation[t % len(activation), b, r].ctypes.data)
+            fired_at = np.int64(spikes[t, b, r].ctypes.data)
+            first = 0
+            while first < width:
+                tile = 64 if first + 64 <= width else 16
+                found = fire(
+                    size, tile, arriving + size * first, ACTIVATION_SHIFT, halving, threshold,
+                    bias_at + 4 * first, voltage_at + 4 * first, fired_at + first,
+                )  # fmt: skip
+                counts[b, r, IDLE] += (found >> IDLE_SHIFT) & 0xFF
+                counts[b, r, SATURATED] += found >> SATURATED_SHIFT
+                first += tile
 
 
 @numba.njit(cache=True)

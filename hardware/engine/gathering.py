@@ -230,12 +230,13 @@ def _gather_and_fire() -> Any:
 
 def _fire() -> Any:
     @intrinsic
-    def fire(context, tile, sums, shift, halving, threshold, bias, voltage, spikes):
+    def fire(context, size, tile, sums, shift, halving, threshold, bias, voltage, spikes):
         """One step of a tile of neurons whose voltage halves (or stays).
 
         Args:
+            size: bytes of a sum, 2 or 4.
             tile: number of neurons.
-            sums: address of int32 [tile]; `<< shift` makes them currents.
+            sums: address of int16 or int32 [tile]; `<< shift` makes them currents.
             shift: of the sums.
             halving: 1, or 0 if the voltage stays.
             threshold: of the voltage, shifted.
@@ -248,16 +249,27 @@ def _fire() -> Any:
         """
 
         def code(backend, builder, signature, arguments):
-            tile, sums, *neurons = arguments
+            size, tile, sums, *neurons = arguments
             wide = vector(I32, SIXTEEN)
 
-            def build(size: int) -> Any:
-                parts = [load(builder, sums, wide, 4 * at) for at in range(0, size, SIXTEEN)]
+            def build(bits: int, count: int) -> Any:
+                kind = vector(ir.IntType(bits), SIXTEEN)
+                places = range(0, count * bits // 8, SIXTEEN * bits // 8)
+                parts = [load(builder, sums, kind, place) for place in places]
+                if bits < I32.width:
+                    parts = [builder.sext(part, wide) for part in parts]
                 return _fired(builder, parts, neurons)
 
-            return _by_tile(builder, tile, build)
+            return choose(
+                builder,
+                size,
+                [
+                    (bits // 8, lambda bits=bits: _by_tile(builder, tile, partial(build, bits)))
+                    for bits in (I16.width, I32.width)
+                ],
+            )
 
-        return types.int64(*(types.int64,) * 8), code
+        return types.int64(*(types.int64,) * 9), code
 
     return fire
 

@@ -13,7 +13,15 @@ from atsnn.fixed_point import (
     DECAY_UNITY,
     NeuronConstants,
 )
-from hardware.engine.firing import GATED, IDLE, SATURATED, WRAPPED, fire_full, fire_short
+from hardware.engine.firing import (
+    GATED,
+    IDLE,
+    SATURATED,
+    WRAPPED,
+    fire_full,
+    fire_short,
+    fire_tiles,
+)
 from hardware.engine.rows import as_rows, from_rows
 
 HALVING = DECAY_UNITY // 2
@@ -113,8 +121,10 @@ class Neurons:
         c = self.constants
         threshold = c.threshold << ACTIVATION_SHIFT
         count_idle = count_idle and self.can_idle
-        if self.short:
-            halving = int(c.dv == HALVING)
+        halving = int(c.dv == HALVING)
+        if self.short and self.rows[1] % 16 == 0:
+            fire_tiles(arriving, gates, self.bias, self.voltage, halving, threshold, spikes, counts)
+        elif self.short:
             fire_short(
                 arriving, gates, self.bias, self.voltage,
                 np.int32(halving), np.int32(threshold), count_idle, spikes, counts,

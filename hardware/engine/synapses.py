@@ -371,7 +371,15 @@ def _fire(
                                 )  # fmt: skip
                                 summed = s
                             counts = fire(
-                                tile, sums_at, shift, halving, threshold, drive, voltage_at, target
+                                4,
+                                tile,
+                                sums_at,
+                                shift,
+                                halving,
+                                threshold,
+                                drive,
+                                voltage_at,
+                                target,
                             )
                         else:
                             counts = gather_and_fire(

@@ -322,39 +322,42 @@ class TestFiring:
         du=st.sampled_from([4095, 4095, 2000]),
         dv=st.sampled_from([0, 2048, 1300]),
         largest=st.sampled_from([3, 400, 200_000]),
+        width=st.sampled_from([6, 16, 80]),
         still=st.booleans(),
         gated=st.booleans(),
     )
     def test_equals_lif_step_with_closed_tokens_held(
-        self, seed: int, du: int, dv: int, largest: int, still: bool, gated: bool
+        self, seed: int, du: int, dv: int, largest: int, width: int, still: bool, gated: bool
     ) -> None:
         rng = np.random.default_rng(seed)
-        mantissa = rng.integers(-300, 301, 6, dtype=np.int32) * rng.integers(0, 2, 6)
+        mantissa = rng.integers(-300, 301, width, dtype=np.int32) * rng.integers(0, 2, width)
         constants = NeuronConstants(du, dv, 300, mantissa.astype(np.int32), 2)
-        activation = rng.integers(-largest, largest + 1, (1 if still else 5, 2, 4, 6))
+        activation = rng.integers(-largest, largest + 1, (1 if still else 5, 2, 4, width))
         activation *= rng.integers(0, 2, activation.shape)
+        if largest < 2**15:
+            activation = activation.astype(np.int16)
         gate = rng.random((5, 2, 4)) < 0.6
-        neurons = Neurons(constants, (4, 6), largest)
+        neurons = Neurons(constants, (4, width), largest)
         neurons.start(2)
         fired = neurons.advance(activation, gate if gated else None, 5, count_idle=True)
         open_at = gate[..., None] if gated else np.ones((5, 2, 4, 1), bool)
-        voltage, current = np.zeros((2, 2, 4, 6), np.int32)
+        voltage, current = np.zeros((2, 2, 4, width), np.int32)
         wraps = saturations = 0
         idle = np.zeros(2, np.int64)
         for t in range(5):
-            now = activation[t % len(activation)]
+            now = activation[t % len(activation)].astype(np.int32)
             quiet = (now == 0) & (voltage == 0) & (current == 0) & (constants.bias == 0)
             idle += (quiet & open_at[t]).sum(axis=(1, 2))
             for b, n in np.argwhere(open_at[t][..., 0]):
                 step = lif_step(current[b, n], voltage[b, n], now[b, n], constants, constants.bias)
                 assert np.array_equal(fired.spikes[t, b, n], step.spikes)
-                kept = step.current if not neurons.short else np.zeros(6, np.int32)
+                kept = step.current if not neurons.short else np.zeros(width, np.int32)
                 current[b, n], voltage[b, n] = kept, step.voltage
                 wraps += step.current_wraps
                 saturations += step.voltage_saturations
             assert not (fired.spikes[t] & ~open_at[t]).any()
         assert np.array_equal(fired.idle, idle)
-        assert np.array_equal(fired.gated, 6 * (~open_at).sum(axis=(0, 2, 3)))
+        assert np.array_equal(fired.gated, width * (~open_at).sum(axis=(0, 2, 3)))
         assert (neurons.current_wraps, neurons.voltage_saturations) == (wraps, saturations)
 
 
