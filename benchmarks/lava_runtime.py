@@ -147,7 +147,7 @@ def record(port: Any) -> list[Any]:
 
 
 def steps_with_a_monitor(repeats: int, steps: int) -> Iterator[Row]:
-    """Time steps, after the start, with a Monitor: one more process, and a phase for all of them."""
+    """The same with a Monitor, which is one more process and brings every process a phase more."""
     for tag, name in (("fixed_pt", "fixed point"), ("floating_pt", "float")):
         for neurons in (64, 384):
             nets = [chain(10, neurons, tag) for _ in range(2)]

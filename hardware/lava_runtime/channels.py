@@ -67,8 +67,8 @@ class Channel:
         source, target: the two ends.
         reader, writer: the task that waits for a message, or for room.
         server: for a channel to a VarPort, its owner and the port.
-        taken: the type in which the receiver takes the messages, if they need no other treatment;
-            floating-point messages then have no negative zeros.
+        taken: the type in which the receiver takes the messages, without negative zeros; None if
+            it takes them as they are.
     """
 
     source: End
@@ -86,12 +86,14 @@ class Channel:
         """What the receiver gets for data of the channel's shape: a copy, cast as Lava casts."""
         if type(data) is not np.ndarray:
             data = self._dense(data)
-        message, taken = data.astype(self.dtype, "C"), self.taken
-        if taken is None:
-            return message
+        message = data.astype(self.dtype, "C")
+        return message if self.taken is None else self._as_taken(message, data.dtype.kind)
+
+    def _as_taken(self, message: npt.NDArray, kind: str) -> npt.NDArray:
+        taken = self.taken
         if taken is not self.dtype:
             message = message.astype(taken)
-        if taken.kind not in _WHOLE and data.dtype.kind not in _WHOLE:
+        if kind not in _WHOLE and message.dtype.kind not in _WHOLE:
             message += 0  # takes the sign off a negative zero
         return message
 
@@ -139,10 +141,10 @@ class SendPort(CspSendPort):
                 f"a message of shape {data.shape} sent to {channel.target}, "
                 f"which takes {channel.shape}"
             )
-        message = channel.message(data)
-        while len(channel.queue) >= channel.size:
+        message, queue = channel.message(data), channel.queue
+        while len(queue) >= channel.size:
             self._scheduler.wait(self)
-        channel.queue.append(message)
+        queue.append(message)
         if channel.reader is not None:
             reader, channel.reader = channel.reader, None
             self._scheduler.wake(reader)
@@ -180,9 +182,10 @@ class RecvPort(CspRecvPort):
     def recv(self) -> npt.NDArray:
         """Take the next message; waits for one."""
         channel = self.channel
-        while not channel.queue:
+        queue = channel.queue
+        while not queue:
             self._scheduler.wait(self)
-        message = channel.queue.popleft()
+        message = queue.popleft()
         if channel.writer is not None:
             writer, channel.writer = channel.writer, None
             self._scheduler.wake(writer)
@@ -205,10 +208,16 @@ def shorten(port: Any) -> None:
         and type(port._transformer) is IdentityTransformer
         and end.shape == tuple(port._shape)
     ):
-        channel = end.channel
-        dtype = np.result_type(np.dtype(port._d_type), channel.dtype)
-        channel.taken = channel.dtype if dtype == channel.dtype else dtype
+        end.channel.taken = taken_as(end.channel.dtype, np.dtype(port._d_type))
         vars(port)["recv"] = end.recv
+
+
+def taken_as(sent: np.dtype, declared: np.dtype) -> np.dtype | None:
+    """The type of the sum of zeros of the declared type and a message; None: the message's own."""
+    dtype = np.result_type(declared, sent)
+    if dtype != sent:
+        return dtype
+    return None if dtype.kind in _WHOLE else sent
 
 
 @dataclass

@@ -118,8 +118,9 @@ class Service:
 class Order:
     """The order in which tasks begin their spiking phase: one in which few have to wait.
 
-    After a step in which tasks waited, these begin later, in the order in which they went on. Once
-    that has not helped for a few steps (in a circle, some task always waits), the best order stays.
+    After a step in which tasks waited, these begin later, in the order in which they went on; the
+    other way round if that is what they did. Once it has not helped for a few steps (in a circle,
+    some task always waits), the best order stays.
 
     Attributes:
         tasks: in this order.
@@ -138,17 +139,21 @@ class Order:
     def improve(self) -> None:
         """After a spiking phase."""
         if self.delayed and self._vain < self.PATIENCE:
-            self._keep_the_best()
-            late = list(dict.fromkeys(reversed(self.delayed)))[::-1]
-            soon = [task for task in self.tasks if task not in set(late)]
-            self.tasks = soon + late if self._vain < self.PATIENCE else self._best
+            self._note_the_best()
+            self.tasks = self._next() if self._vain < self.PATIENCE else self._best
         self.delayed.clear()
 
-    def _keep_the_best(self) -> None:
+    def _note_the_best(self) -> None:
         if len(self.delayed) < self._fewest:
             self._fewest, self._best, self._vain = len(self.delayed), self.tasks, 0
         else:
             self._vain += 1
+
+    def _next(self) -> list[Task]:
+        late = list(dict.fromkeys(reversed(self.delayed)))[::-1]  # by the last time it waited
+        waited = set(late)
+        soon = [task for task in self.tasks if task not in waited]
+        return soon + (late if soon + late != self.tasks else late[::-1])
 
 
 class LoihiDomain:
