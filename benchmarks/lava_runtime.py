@@ -1,7 +1,10 @@
 """The in-process Lava runtime against Lava's own: `python -m benchmarks.lava_runtime [--json]`.
 
 The same networks, compiled by the same compiler, with the same process models. A time is the median
-of `--repeats` runs; both runtimes take turns, so that a busy machine slows both.
+of `--repeats` runs; both runtimes take turns, so that a busy machine slows both. The time of steps
+is that of a network which is built and has run; building, starting and stopping are in rows of
+their own. Lines "of which the models alone" set the time here beside that of the models' own
+`run_spk` on the same messages with nothing between them: their ratio is the share of the models.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -33,6 +37,7 @@ from lava.proc.monitor.process import Monitor  # noqa: E402  # isort: skip
 
 Row = dict[str, Any]
 PEER = "Lava's own runtime"
+ALONE = "the models' own run_spk"
 CHAINS = ((10, 64), (10, 384), (30, 64), (30, 384))
 
 
@@ -81,26 +86,76 @@ def timed(action: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def compare(what: str, repeats: int, ours: Callable[[], Any], peer: Callable[[], Any]) -> Row:
+def compare(
+    what: str, repeats: int, ours: Callable[[], Any], peer: Callable[[], Any], name: str = PEER
+) -> Row:
     """Medians of both, which take turns."""
     pairs = [(timed(ours), timed(peer)) for _ in range(repeats)]
     ours_s, peer_s = (statistics.median(times) for times in zip(*pairs, strict=True))
     ratio = round(peer_s / ours_s, 2)
-    return {"what": what, "ours_s": ours_s, "peer": PEER, "peer_s": peer_s, "ratio": ratio}
+    return {"what": what, "ours_s": ours_s, "peer": name, "peer_s": peer_s, "ratio": ratio}
 
 
 def steps_of_chains(repeats: int, steps: int) -> Iterator[Row]:
     """Time steps, after the start."""
     for tag, name in (("fixed_pt", "fixed point"), ("floating_pt", "float")):
         for processes, neurons in CHAINS:
-            nets = [chain(processes, neurons, tag) for _ in range(2)]
+            nets = [chain(processes, neurons, tag) for _ in range(3)]
+            what = f"{steps} steps, {len(nets[0])} processes of {neurons} neurons, {name}"
+            with running(nets[0][0], tag, True) as ours:
+                with running(nets[1][0], tag, False) as peer:
+                    yield compare(what, repeats, lambda: ours(steps), lambda: peer(steps))
+                with running(nets[2][0], tag, True):
+                    alone = models_alone(nets[2], steps)
+                    what += ", of which the models alone"
+                    yield compare(what, repeats, lambda: ours(steps), alone, ALONE)
+
+
+def models_alone(net: list[Any], steps: int) -> Callable[[], None]:
+    """Runs the spiking phase of the models of a network here, with messages that it has recorded.
+
+    The models keep their states and the layout of their arrays; what they send goes nowhere.
+    """
+    models = [process.runtime.model(process) for process in net]
+    in_ports = [port for model in models for port in model.py_ports if hasattr(port, "recv")]
+    out_ports = [port for model in models for port in model.py_ports if hasattr(port, "send")]
+    heard = [record(port) for port in in_ports]
+    net[0].run(RunSteps(steps))
+    for port, messages in zip(in_ports, heard, strict=True):
+        vars(port)["recv"] = cycle(messages).__next__
+    for port in out_ports:
+        vars(port)["send"] = lambda message: None
+
+    def run() -> None:
+        for _ in range(steps):
+            for model in models:
+                model.run_spk()
+
+    return run
+
+
+def record(port: Any) -> list[Any]:
+    """A list to which every message is added that an in-port receives from now on."""
+    messages, receive = [], port.recv
+
+    def recv() -> Any:
+        messages.append(receive())
+        return messages[-1].copy()
+
+    vars(port)["recv"] = recv
+    return messages
+
+
+def steps_with_a_monitor(repeats: int, steps: int) -> Iterator[Row]:
+    """The same with a Monitor, which is one more process and brings every process a phase more."""
+    for tag, name in (("fixed_pt", "fixed point"), ("floating_pt", "float")):
+        for neurons in (64, 384):
+            nets = [chain(10, neurons, tag) for _ in range(2)]
+            for net in nets:
+                Monitor().probe(net[0].v, 1 + repeats * steps)
+            what = f"{steps} steps, 11 processes of {neurons} neurons and a Monitor, {name}"
             with running(nets[0][0], tag, True) as ours, running(nets[1][0], tag, False) as peer:
-                yield compare(
-                    f"{steps} steps, {len(nets[0])} processes of {neurons} neurons, {name}",
-                    repeats,
-                    lambda ours=ours: ours(steps),
-                    lambda peer=peer: peer(steps),
-                )
+                yield compare(what, repeats, lambda: ours(steps), lambda: peer(steps))
 
 
 def whole_runs(repeats: int, steps: int) -> Row:
@@ -155,6 +210,7 @@ def conditions() -> str:
 def rows(repeats: int, steps: int) -> Iterator[Row]:
     """All comparisons, one after the other."""
     yield from steps_of_chains(repeats, steps)
+    yield from steps_with_a_monitor(repeats, steps)
     yield whole_runs(repeats, steps)
     yield monitored(repeats, steps)
     yield from variables(repeats)

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from lava.magma.compiler.channels.pypychannel import CspRecvPort, CspSendPort
-from lava.magma.core.model.py.ports import IdentityTransformer, PyInPortVectorDense
+from lava.magma.core.model.py.ports import (
+    IdentityTransformer,
+    PyInPortVectorDense,
+    PyOutPortVectorDense,
+)
 from lava.utils.sparse import find
 from scipy.sparse import csr_matrix
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from hardware.lava_runtime.tasks import Task
 
 OUTSIDE = "outside"
+_WHOLE = "biu"  # kinds of types without a negative zero
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Channel:
         source, target: the two ends.
         reader, writer: the task that waits for a message, or for room.
         server: for a channel to a VarPort, its owner and the port.
+        taken: the type in which the receiver takes the messages, without negative zeros; None if
+            it takes them as they are.
     """
 
     source: End
@@ -73,6 +80,28 @@ class Channel:
     reader: Task | None = None
     writer: Task | None = None
     server: tuple[Task, Any] | None = None
+    taken: np.dtype | None = None
+
+    def message(self, data: Any) -> npt.NDArray:
+        """What the receiver gets for data of the channel's shape: a copy, cast as Lava casts."""
+        if type(data) is not np.ndarray:
+            data = self._dense(data)
+        message = data.astype(self.dtype, "C")
+        return message if self.taken is None else self._as_taken(message, data.dtype.kind)
+
+    def _as_taken(self, message: npt.NDArray, kind: str) -> npt.NDArray:
+        taken = self.taken
+        if taken is not self.dtype:
+            message = message.astype(taken)
+        if kind not in _WHOLE and message.dtype.kind not in _WHOLE:
+            message += 0  # takes the sign off a negative zero
+        return message
+
+    def _dense(self, data: Any) -> npt.NDArray:
+        values = find(data, explicit_zeros=True)[2] if isinstance(data, csr_matrix) else data
+        result = np.empty(self.shape, self.dtype)
+        result[...] = values
+        return result
 
 
 class SendPort(CspSendPort):
@@ -112,12 +141,10 @@ class SendPort(CspSendPort):
                 f"a message of shape {data.shape} sent to {channel.target}, "
                 f"which takes {channel.shape}"
             )
-        values = find(data, explicit_zeros=True)[2] if isinstance(data, csr_matrix) else data
-        message = np.empty(channel.shape, channel.dtype)
-        message[...] = values
-        while len(channel.queue) >= channel.size:
+        message, queue = channel.message(data), channel.queue
+        while len(queue) >= channel.size:
             self._scheduler.wait(self)
-        channel.queue.append(message)
+        queue.append(message)
         if channel.reader is not None:
             reader, channel.reader = channel.reader, None
             self._scheduler.wake(reader)
@@ -155,9 +182,10 @@ class RecvPort(CspRecvPort):
     def recv(self) -> npt.NDArray:
         """Take the next message; waits for one."""
         channel = self.channel
-        while not channel.queue:
+        queue = channel.queue
+        while not queue:
             self._scheduler.wait(self)
-        message = channel.queue.popleft()
+        message = queue.popleft()
         if channel.writer is not None:
             writer, channel.writer = channel.writer, None
             self._scheduler.wake(writer)
@@ -165,19 +193,31 @@ class RecvPort(CspRecvPort):
 
 
 def shorten(port: Any) -> None:
-    """Let an in-port with one source and no transformation hand on messages as they are.
+    """Let a port with one channel use it directly, where Lava's detour changes nothing.
 
-    Lava adds every message to a new array of zeros. With one source that changes at most the type,
-    and -0.0 to 0.0, which is kept.
+    Lava's in-port adds every message to a new array of zeros. With one source that changes at most
+    the type, and -0.0 to 0.0; both are done once, when the message is sent.
     """
-    if type(port) is not PyInPortVectorDense or len(port.csp_ports) != 1:
+    if len(port.csp_ports) != 1:
         return
     end: Any = port.csp_ports[0]
-    if type(port._transformer) is not IdentityTransformer or end.shape != tuple(port._shape):
-        return
-    dtype = np.result_type(np.dtype(port._d_type), end.d_type)
-    plain = dtype == end.d_type and dtype.kind in "iub"
-    vars(port)["recv"] = end.recv if plain else lambda: np.add(end.recv(), 0, dtype=dtype)
+    if type(port) is PyOutPortVectorDense and isinstance(end, SendPort):
+        vars(port)["send"] = end.send
+    elif (
+        type(port) is PyInPortVectorDense
+        and type(port._transformer) is IdentityTransformer
+        and end.shape == tuple(port._shape)
+    ):
+        end.channel.taken = taken_as(end.channel.dtype, np.dtype(port._d_type))
+        vars(port)["recv"] = end.recv
+
+
+def taken_as(sent: np.dtype, declared: np.dtype) -> np.dtype | None:
+    """The type of the sum of zeros of the declared type and a message; None: the message's own."""
+    dtype = np.result_type(declared, sent)
+    if dtype != sent:
+        return dtype
+    return None if dtype.kind in _WHOLE else sent
 
 
 @dataclass

@@ -76,6 +76,7 @@ def untie(model: Any) -> None:
     for port in model.py_ports:
         port._process_model = None
         vars(port).pop("recv", None)
+        vars(port).pop("send", None)
 
 
 def _remove_console_handler(config: Any) -> None:

@@ -252,7 +252,7 @@ class InProcessRuntime:
             task = Task(process, None, domains[builder._model_id])
             self._tasks[process] = task
             self._scheduler.tasks.append(task)
-            task.domain.tasks.append(task)
+            task.domain.order.tasks.append(task)
             task.model = self._model(task, builder, known if copy_parameters else None)
             housekeeping.mend(task.model)
             for port in task.model.py_ports:
@@ -349,11 +349,9 @@ class InProcessRuntime:
 
     # --- ending -----------------------------------------------------------------------------------
 
-    def _fail(self, task: Task) -> BaseException:
-        error = task.failure
-        assert error is not None
-        failure: BaseException = error
-        if isinstance(error, Exception):
+    def _fail(self, task: Task | None, error: BaseException) -> BaseException:
+        failure = error
+        if task is not None and isinstance(error, Exception):
             failure = _model_error(task, type(task.model), task.domain.phase_name, error)
             failure.__cause__ = error
         self._release("failed")
@@ -376,7 +374,7 @@ class InProcessRuntime:
         for task in self._tasks.values():
             if task.model is not None:
                 housekeeping.untie(task.model)
-            task.model = None
+            task.model, task.handlers = None, {}
         self._tasks, self._variables, self._var_models = {}, {}, {}
         self._scheduler.tasks, self._scheduler.domains = [], []
 

@@ -1,14 +1,16 @@
 """Tasks, the domains that give them their phases, and the scheduler that lets one run at a time.
 
-A task is a process model in a greenlet. It runs until its phase is over or until it waits at a
-port; then the next one runs. One at a time and in a fixed order, so every run is the same.
+A task is a process model and what it has to do. A worker, a greenlet, takes one task after another;
+only when a task waits at a port does another worker go on in its place. One runs at a time and the
+order follows from the network alone, so every run is the same.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,6 +21,7 @@ from lava.magma.core.model.py.model import PyAsyncProcessModel, PyLoihiProcessMo
 from lava.magma.runtime.mgmt_token_enums import MGMT_COMMAND, enum_to_np
 
 from hardware.errors import LavaRuntimeError
+from hardware.lava_runtime import handlers
 from hardware.lava_runtime.channels import OUTSIDE, Channel, RecvPort, SendPort
 
 _PHASE, _LOIHI = PyLoihiProcessModel.Phase, PyLoihiProcessModel.Response
@@ -49,8 +52,10 @@ class Task:
         action: what it does next, or is doing.
         busy: it has not finished its action.
         waiting: the port at which it waits.
-        failure: what its action raised.
+        worker: where it was left when it gave way to others.
         requests: VarPorts at which a message has arrived, in order of arrival.
+        handlers: what it does in each phase.
+        plain: it has a spiking phase alone (`handlers.is_plain`).
     """
 
     process: Any
@@ -59,9 +64,10 @@ class Task:
     action: Callable[[], Any] | None = None
     busy: bool = False
     waiting: SendPort | RecvPort | None = None
-    failure: BaseException | None = None
     worker: greenlet | None = None
     requests: deque[Any] = field(default_factory=deque)
+    handlers: Mapping[int, Callable[[], Any]] = field(default_factory=dict)
+    plain: bool = False
 
     @property
     def name(self) -> str:
@@ -70,6 +76,12 @@ class Task:
     @property
     def time_step(self) -> int:
         return int(getattr(self.model, "time_step", 0))
+
+    def prepare(self) -> None:
+        """Before a run: find out what it does in each phase."""
+        self.plain = handlers.is_plain(self.model)
+        plain = handlers.plain_handlers(self.model) if self.plain else None
+        self.handlers = plain or self.model._cmd_handlers
 
 
 class Service:
@@ -103,10 +115,52 @@ class Service:
         return self.commands.popleft()
 
 
+class Order:
+    """The order in which tasks begin their spiking phase: one in which few have to wait.
+
+    After a step in which tasks waited, these begin later, in the order in which they went on; the
+    other way round if that is what they did. Once it has not helped for a few steps (in a circle,
+    some task always waits), the best order stays.
+
+    Attributes:
+        tasks: in this order.
+        delayed: those that waited in this step, in the order in which they went on.
+    """
+
+    PATIENCE = 4
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+        self.delayed: list[Task] = []
+        self._best: list[Task] = []
+        self._fewest = sys.maxsize
+        self._vain = 0
+
+    def improve(self) -> None:
+        """After a spiking phase."""
+        if self.delayed and self._vain < self.PATIENCE:
+            self._note_the_best()
+            self.tasks = self._next() if self._vain < self.PATIENCE else self._best
+        self.delayed.clear()
+
+    def _note_the_best(self) -> None:
+        if len(self.delayed) < self._fewest:
+            self._fewest, self._best, self._vain = len(self.delayed), self.tasks, 0
+        else:
+            self._vain += 1
+
+    def _next(self) -> list[Task]:
+        late = list(dict.fromkeys(reversed(self.delayed)))[::-1]  # by the last time it waited
+        waited = set(late)
+        soon = [task for task in self.tasks if task not in waited]
+        return soon + (late if soon + late != self.tasks else late[::-1])
+
+
 class LoihiDomain:
     """Process models that step together, phase by phase, as Lava's LoihiPyRuntimeService orders it.
 
     Attributes:
+        order: of the tasks.
         pending: tasks that have not finished the phase.
         phase: the current phase.
         pauses, stops: a model has asked for it.
@@ -114,7 +168,7 @@ class LoihiDomain:
     """
 
     def __init__(self) -> None:
-        self.tasks: list[Task] = []
+        self.order = Order()
         self.pending = 0
         self.phase = HOST
         self.pauses = self.stops = False
@@ -133,6 +187,8 @@ class LoihiDomain:
 
     def begin(self, steps: int) -> None:
         """Start a run of a number of time steps."""
+        for task in self.order.tasks:
+            task.prepare()
         self._steps, self.finished, self.phase = steps, False, 0
         self.pauses = self.stops = False
 
@@ -149,8 +205,10 @@ class LoihiDomain:
         elif code == int(_LOIHI.REQ_STOP[0]):
             self.stops = True
 
-    def next_actions(self) -> list[tuple[Task, Callable[[], Any]]]:
-        """The next phase for each task; nothing if the run is over."""
+    def next_tasks(self) -> list[Task]:
+        """Those with an action in the next phase, which may be none."""
+        if self.phase == SPIKING:
+            self.order.improve()
         asked = next((phase for phase in (PRE, LEARNING, POST) if phase in self._asked), None)
         if asked is not None:
             self._asked.remove(asked)
@@ -163,7 +221,18 @@ class LoihiDomain:
             self.phase = SPIKING
         else:
             self.phase = HOST
-        return [(task, task.model._cmd_handlers[self.phase]) for task in self.tasks]
+        return self._with_action()
+
+    def _with_action(self) -> list[Task]:
+        phase, tasks = self.phase, self.order.tasks
+        if phase != SPIKING:
+            for task in tasks:
+                if task.plain:
+                    task.handlers[phase]()
+            tasks = [task for task in tasks if not task.plain]
+        for task in tasks:
+            task.action = task.handlers[phase]
+        return tasks
 
 
 class AsyncDomain:
@@ -173,7 +242,7 @@ class AsyncDomain:
     phase_name = ASYNCHRONOUS
 
     def __init__(self) -> None:
-        self.tasks: list[Task] = []
+        self.order = Order()
         self.pending = 0
         self.pauses = self.stops = False
         self.finished = True
@@ -186,7 +255,7 @@ class AsyncDomain:
 
     def pause(self) -> None:
         """Tell the models that poll for it."""
-        for task in self.tasks:
+        for task in self.order.tasks:
             task.model.service_to_process.commands.append(MGMT_COMMAND.PAUSE)
 
     def answer(self, code: int) -> None:
@@ -195,15 +264,16 @@ class AsyncDomain:
         self.pauses |= code == int(response.REQ_PAUSE[0])
         self.stops |= code == int(response.REQ_STOP[0])
 
-    def next_actions(self) -> list[tuple[Task, Callable[[], Any]]]:
-        """The run of each task; nothing if it is over."""
+    def next_tasks(self) -> list[Task]:
+        """All of them, once."""
         if self._steps is None:
             self.finished = True
             return []
         steps, self._steps = enum_to_np(self._steps), None
-        for task in self.tasks:
+        for task in self.order.tasks:
             task.model.service_to_process.commands = deque([steps])
-        return [(task, task.model._cmd_handlers[MGMT_COMMAND.RUN[0]]) for task in self.tasks]
+            task.action = task.model._cmd_handlers[MGMT_COMMAND.RUN[0]]
+        return self.order.tasks
 
 
 Domain = LoihiDomain | AsyncDomain
@@ -213,10 +283,11 @@ class Scheduler:
     """Lets one task run at a time; a task that waits at a port gives way to the others.
 
     Args:
-        fail: ends everything after a task has failed; gives the error to raise.
+        fail: ends everything after a task, or what lies between tasks, has failed; gives the error
+            to raise.
     """
 
-    def __init__(self, fail: Callable[[Task], BaseException]) -> None:
+    def __init__(self, fail: Callable[[Task | None, BaseException], BaseException]) -> None:
         self._fail = fail
         self.tasks: list[Task] = []
         self.domains: list[Domain] = []
@@ -225,6 +296,10 @@ class Scheduler:
         self._polling: deque[Task] = deque()
         self._requested: deque[Task] = deque()
         self._hub: Any = None
+        self._until: Callable[[], bool] | None = None
+        self._workers: list[greenlet] = []
+        self._idle: list[greenlet] = []
+        self._failure: BaseException | None = None
         self._thread = 0
         self._closing = False
 
@@ -239,13 +314,15 @@ class Scheduler:
             return
         if self._closing:
             raise GreenletExit
-        assert self.current is not None
-        self.current.waiting = port
+        task = self.current
+        assert task is not None
+        task.waiting = port
         if isinstance(port, RecvPort):
-            port.channel.reader = self.current
+            port.channel.reader = task
         else:
-            port.channel.writer = self.current
-        self._hub.switch()
+            port.channel.writer = task
+        self._give_way(task)
+        task.domain.order.delayed.append(task)
 
     def wake(self, task: Task) -> None:
         """See `channels.Waits`."""
@@ -265,9 +342,10 @@ class Scheduler:
 
     def pass_turn(self) -> None:
         """Let every other task go on first."""
-        if self.current is not None and not self._closing:
-            self._polling.append(self.current)
-            self._hub.switch()
+        task = self.current
+        if task is not None and not self._closing:
+            self._polling.append(task)
+            self._give_way(task)
 
     def _nothing_comes(self, port: SendPort | RecvPort) -> str:
         channel = port.channel
@@ -294,13 +372,12 @@ class Scheduler:
         return [task for task in self.tasks if task.waiting is not None]
 
     def begin(self, steps: int) -> None:
-        """Start a run: a worker for each task."""
+        """Start a run."""
         self._thread = threading.get_ident()
         self._closing = False
         for domain in self.domains:
             domain.begin(steps)
         for task in self.tasks:
-            task.worker = greenlet(partial(self._work, task))
             self._requested.extend(task for _ in task.requests)
 
     def advance(self, until: Callable[[], bool] | None = None) -> None:
@@ -315,16 +392,15 @@ class Scheduler:
                 "the network runs in another thread; send to it, receive from it and wait for it "
                 "in the thread that started the run"
             )
-        outer, self._hub = self._hub, getcurrent()
-        ready = self._ready
+        self._hub, self._until = getcurrent(), until
         try:
-            while until is None or not until():
-                task = ready.popleft() if ready else self._next()
-                if task is None:
-                    return
-                self._resume(task)
+            self._go_on_elsewhere()
         finally:
-            self.current, self._hub = None, outer
+            task, self.current = self.current, None
+            error, self._failure = self._failure, None
+            self._hub = self._until = None
+        if error is not None:
+            raise self._fail(task, error)
 
     def _is_anothers(self) -> bool:
         return self._thread != threading.get_ident() and not self.finished
@@ -332,35 +408,59 @@ class Scheduler:
     def end(self) -> None:
         """End every worker, whatever it is doing."""
         self._closing = True
-        for task in self.tasks:
-            worker, task.worker = task.worker, None
-            if worker is not None and not worker.dead:
+        for worker in self._workers:
+            if not worker.dead:
                 worker.parent = getcurrent()
                 worker.throw(GreenletExit)
-            task.action, task.busy, task.waiting = None, False, None
-        for queue in (self._ready, self._polling, self._requested):
+        for task in self.tasks:
+            task.action, task.busy, task.waiting, task.worker = None, False, None, None
+        for queue in (self._ready, self._polling, self._requested, self._workers, self._idle):
             queue.clear()
 
-    def _work(self, task: Task) -> None:
+    # --- workers ----------------------------------------------------------------------------------
+
+    def _give_way(self, task: Task) -> None:
+        """Leave the task here and let others go on; comes back when it is its turn."""
+        task.worker = getcurrent()
+        self._go_on_elsewhere()
+        self.current, task.worker, task.waiting = task, None, None
+
+    def _go_on_elsewhere(self) -> None:
+        """Let an idle worker take the next tasks, or a new one."""
+        if not self._idle:
+            self._workers.append(greenlet(self._work, self._hub))
+            self._idle.append(self._workers[-1])
+        self._idle.pop().switch()
+
+    def _work(self) -> None:
+        """What a worker does until it is ended."""
         while True:
             try:
-                assert task.action is not None
-                task.action()
+                self._take_tasks()
             except GreenletExit:
                 return
             except BaseException as error:  # also KeyboardInterrupt: the hub raises it again
-                task.failure = error
-            task.busy = False
+                self._failure = error
+            self._idle.append(getcurrent())
             self._hub.switch()
 
-    def _resume(self, task: Task) -> None:
-        worker = task.worker
-        assert worker is not None
-        self.current, task.waiting = task, None
-        worker.switch()
-        if task.failure is not None:
-            raise self._fail(task)
-        if not task.busy:
+    def _take_tasks(self) -> None:
+        """One after the other, until none can go on or the caller has what it waited for."""
+        ready = self._ready
+        while self._until is None or not self._until():
+            task = ready.popleft() if ready else self._next()
+            if task is None:
+                return
+            if task.worker is not None:
+                self._idle.append(getcurrent())
+                task.worker.switch()
+                continue
+            self.current = task
+            assert task.action is not None
+            task.action()
+            if self._closing:
+                raise GreenletExit
+            task.busy, self.current = False, None
             task.domain.pending -= 1
 
     def _next(self) -> Task | None:
@@ -379,7 +479,9 @@ class Scheduler:
                 continue
             if not owner.busy and owner.domain.serves and not owner.domain.finished:
                 port = owner.requests.popleft()
-                self._start(owner, partial(owner.model._handle_var_port, port))
+                owner.action, owner.busy = partial(owner.model._handle_var_port, port), True
+                owner.domain.pending += 1
+                self._ready.append(owner)
                 return True
             self._requested.append(owner)
         return False
@@ -389,8 +491,11 @@ class Scheduler:
         started = False
         for domain in self.domains:
             if not domain.finished and not domain.pending:
-                for task, action in domain.next_actions():
-                    self._start(task, action)
+                tasks = domain.next_tasks()
+                for task in tasks:
+                    task.busy = True
+                domain.pending = len(tasks)
+                self._ready.extend(tasks)
                 if domain.finished and (domain.pauses or domain.stops):
                     self.pause()
                 started = True
@@ -401,11 +506,6 @@ class Scheduler:
         for domain in self.domains:
             if not domain.finished:
                 domain.pause()
-
-    def _start(self, task: Task, action: Callable[[], Any]) -> None:
-        task.action, task.busy = action, True
-        task.domain.pending += 1
-        self._ready.append(task)
 
 
 def describe_waiting(tasks: Sequence[Task]) -> tuple[str, ...]:
