@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from atsnn.threads import KERNELS
 from benchmarks.errors import BenchmarkError
+from benchmarks.side_by_side import Clock, median, timed
 
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
 _BYTES = 2**30
@@ -51,7 +51,7 @@ def l2_size() -> int:
     return int(match[1]) * {"K": 2**10, "M": 2**20}[match[2]]
 
 
-def l2_read_bandwidth(turns: int = 5) -> float:
+def l2_read_bandwidth(turns: int = 5, clock: Clock = time.perf_counter) -> float:
     """Bytes per second that all of numba's threads read from half of their L2 each; a median.
 
     Raises:
@@ -60,11 +60,7 @@ def l2_read_bandwidth(turns: int = 5) -> float:
     threads, size = numba.get_num_threads(), l2_size() // 2
     arrays = np.random.default_rng(0).integers(0, 2**40, (threads, size // 8))
     passes = _BYTES // size
-    times = []
     with KERNELS:
         _read(arrays, 2)
-        for _ in range(turns):
-            start = time.perf_counter()
-            _read(arrays, passes)
-            times.append(time.perf_counter() - start)
-    return threads * size * passes / statistics.median(times)
+        seconds = median(timed(lambda: _read(arrays, passes), clock) for _ in range(turns))
+    return threads * size * passes / seconds

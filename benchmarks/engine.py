@@ -29,8 +29,10 @@ from benchmarks.bandwidth import l2_read_bandwidth
 from benchmarks.errors import BenchmarkError
 from benchmarks.side_by_side import (
     Action,
+    ClockName,
     Comparison,
     Section,
+    around,
     as_json,
     conditions,
     insert,
@@ -54,6 +56,9 @@ LARGE = ModelConfig()
 LARGEST = ModelConfig(blocks=8, dim=768)
 LINEAR = ((384, 1536), (1536, 384), (384, 384))
 """Inputs and outputs of fc1, fc2 and q, k, v, proj of Spikformer-4-384."""
+
+
+UNCOUNTED = "the engine without counts"
 
 
 class Part(str, Enum):
@@ -85,11 +90,22 @@ class Options:
     large_images: int
     data: str
     console: Console
+    clock: ClockName = ClockName.wall
 
     def turn(self, title: str, actions: Mapping[str, Action]) -> dict[str, list[float]]:
         """Times of all actions, with progress."""
         with Meter(title, self.turns * len(actions), self.console) as meter:
-            return take_turns(actions, self.turns, after=lambda name: meter.advance(note=name))
+            return take_turns(
+                actions,
+                self.turns,
+                self.clock.clock(threads()),
+                after=lambda name: meter.advance(note=name),
+            )
+
+
+def threads() -> dict[str, int]:
+    """Threads of both sides."""
+    return {"torch": torch.get_num_threads(), "numba": numba.get_num_threads()}
 
 
 def engine(graph: Graph, images: peers.Images, count_events: bool = True) -> Action:
@@ -122,17 +138,20 @@ def built_in(options: Options) -> Section:
     """The built-in model, as it is and with all tokens."""
     subject = load_subject()
     images = load_images(subject.graph, options.images).pixels
-    return _built_in(options, Part.built_in, images, peers.ALL)
+    return _built_in(options, Part.built_in, images, peers.ALL, uncounted=True)
 
 
 def test_set(options: Options) -> Section:
     """The built-in model on a whole test set."""
     images = load_images(load_subject().graph, None, options.data).pixels
     names = (peers.EAGER, peers.COMPILED, peers.JELLY)
-    return _built_in(options, Part.test_set, images, names)
+    return _built_in(options, Part.test_set, images, names, uncounted=False)
 
 
-def _built_in(options: Options, part: Part, images: peers.Images, names: Sequence[str]) -> Section:
+def _built_in(
+    options: Options, part: Part, images: peers.Images, names: Sequence[str], uncounted: bool
+) -> Section:
+    """The model as it is and with all tokens; `uncounted`: also what counting events costs."""
     subject = load_subject()
     assert subject.model is not None  # the built-in one comes from a checkpoint
     graphs = {"as it is": subject.graph, "all tokens": open_all_gates(subject.graph)}
@@ -141,23 +160,19 @@ def _built_in(options: Options, part: Part, images: peers.Images, names: Sequenc
     for how, graph in graphs.items():
         run(graph, images[:64], record="none")
         actions[how] = engine(graph, images)
-        actions[f"{how}, uncounted"] = engine(graph, images, count_events=False)
+        if uncounted:
+            actions[f"{how}, {UNCOUNTED}"] = engine(graph, images, count_events=False)
     actions.update({peer.name: _inference(peer, images) for peer in found})
     times = medians(options.turn(part.value, actions))
     rows = []
     for how in graphs:
         rows += beside(f"built-in model, {how}", times[how], found, times)
-    rows += [
-        Comparison(
-            f"built-in model, {how}, all events counted",
-            times[how],
-            "the same without counts",
-            times[f"{how}, uncounted"],
-        )
-        for how in graphs
-    ]
+    for how in graphs if uncounted else ():
+        what, without = f"built-in model, {how}, events counted", times[f"{how}, {UNCOUNTED}"]
+        rows.append(Comparison(what, times[how], UNCOUNTED, without))
     for how, graph in graphs.items():
-        notes.append(f"Built-in model, {how}: {describe(graph, images[:512])}")
+        few = images[:512]
+        notes.append(f"Built-in model, {how}, first {len(few)}: {describe(graph, few)}")
     title = f"Built-in model, {len(images):,} images"
     return Section(part.value, title, rows, [f"{len(images):,} images", *notes])
 
@@ -261,7 +276,7 @@ def _encoder_sops(graph: Graph, images: peers.Images) -> int:
 
 def kernel(options: Options) -> Section:
     """Linear layers at 10 % density."""
-    bandwidth = l2_read_bandwidth(options.turns)
+    bandwidth = l2_read_bandwidth(options.turns, options.clock.clock(threads()))
     rows, notes = [], []
     for inputs, outputs in LINEAR:
         graph = networks.linear_layer(inputs, outputs, steps=4)
@@ -321,7 +336,7 @@ def memory_of_the_largest(options: Options) -> Section:
         networks.random_spikformer(LARGEST, networks.random_images(LARGEST, 2), drive=-0.35)
     )
     small = compile_spikformer(_small(LARGEST))
-    found = memory.measure(graph, images, small, images, options.turns)
+    found = memory.measure(graph, images, small, images, options.turns, options.clock)
     weights, activations = memory.weight_bytes(graph), memory.activation_bytes(graph)
     what = "Spikformer-8-768, 32 x 32, T = 4, batch 1"
     return Section(
@@ -368,7 +383,9 @@ def events_over_time(options: Options) -> Section:
         action()
     times = medians(options.turn("events", actions))
     small = networks.event_graph(net, 8)
-    found = memory.measure(graph, events[:, :1], small, events[:8, :1], options.turns)
+    found = memory.measure(
+        graph, events[:, :1], small, events[:8, :1], options.turns, options.clock
+    )
     needed = memory.weight_bytes(graph) + memory.activation_bytes(graph)
     counts = networks.events_of(graph, events)
     what = f"conv-conv-linear, 2 x 32 x 32 events, T = {steps}"
@@ -433,6 +450,9 @@ def compare(
     data: Annotated[
         str, typer.Option(metavar="DIR", help="Fashion-MNIST in IDX files, for test-set.")
     ] = FASHION_MNIST,
+    clock: Annotated[
+        ClockName, typer.Option(help="cpu: CPU time of one thread, for a machine that others use.")
+    ] = ClockName.wall,
     json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     into: Annotated[
@@ -441,11 +461,14 @@ def compare(
     ] = None,
 ) -> None:
     """Time the engine beside its peers."""
-    options = Options(turns, images, large_images, data, Console(stderr=True))
-    threads = {"torch": torch.get_num_threads(), "numba": numba.get_num_threads()}
-    line = conditions(PACKAGES, threads, turns)
+    options = Options(turns, images, large_images, data, Console(stderr=True), clock)
+    clock.clock(threads())
+    line = conditions(PACKAGES, threads(), turns, clock)
     plain = not (json or as_markdown)
     say(Console(stderr=not plain), line)
+    if into is not None:
+        for part in parts or QUICK:
+            around(into, part.value)  # a page without a place is refused now, not after an hour
     sections = []
     for part in parts or QUICK:
         section = PARTS[part](options)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.side_by_side import median, timed
+from benchmarks.side_by_side import Clock, ClockName, median, timed
 from export.formats import hdf5
 from export.graph import Attention, Conv, Graph, Linear, Readout
 from export.shapes import shapes
@@ -46,7 +46,12 @@ class Footprint:
 
 
 def measure(
-    graph: Graph, images: Images, small: Graph, small_images: Images, turns: int
+    graph: Graph,
+    images: Images,
+    small: Graph,
+    small_images: Images,
+    turns: int,
+    clock: ClockName = ClockName.wall,
 ) -> Footprint:
     """Footprint of `graph` on `images`; `small` is what the interpreter runs before.
 
@@ -65,12 +70,12 @@ def measure(
         ):
             hdf5.save(network, folder / f"{label}.h5")
             np.save(folder / f"{label}.npy", pixels)
-        _in_an_interpreter(folder, 1)
-        return _in_an_interpreter(folder, turns)
+        _in_an_interpreter(folder, 1, clock)
+        return _in_an_interpreter(folder, turns, clock)
 
 
-def _in_an_interpreter(folder: Path, turns: int) -> Footprint:
-    command = [sys.executable, "-m", "benchmarks.memory", str(folder), str(turns)]
+def _in_an_interpreter(folder: Path, turns: int, clock: ClockName) -> Footprint:
+    command = [sys.executable, "-m", "benchmarks.memory", str(folder), str(turns), clock.value]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         lines = result.stderr.strip().splitlines() or ["nothing on stderr"]
@@ -111,7 +116,7 @@ def _status(field: str) -> int:
     raise BenchmarkError(f"{_STATUS} has no field {field}; peak memory needs Linux 2.6 or later")
 
 
-def _footprint(folder: Path, turns: int) -> Footprint:
+def _footprint(folder: Path, turns: int, clock: Clock) -> Footprint:
     load: Callable[[str], Graph] = lambda label: hdf5.load(folder / f"{label}.h5")  # noqa: E731
     run(load("small"), np.load(folder / "small.npy"), record="none")
     images = np.load(folder / "network.npy")
@@ -119,13 +124,14 @@ def _footprint(folder: Path, turns: int) -> Footprint:
     _RESET.write_text("5")
     run(load("network"), images, record="none")
     peak = _status("VmHWM") - before
-    return Footprint(peak, median(timed(lambda: load("network")) for _ in range(turns)))
+    return Footprint(peak, median(timed(lambda: load("network"), clock) for _ in range(turns)))
 
 
 def main() -> None:
     """Print the footprint of the network in a folder as JSON."""
-    folder, turns = sys.argv[1:]
-    print(json.dumps(vars(_footprint(Path(folder), int(turns)))))
+    folder, turns, name = sys.argv[1:]
+    clock = ClockName(name).clock({})
+    print(json.dumps(vars(_footprint(Path(folder), int(turns), clock))))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
-import numba
 import numpy as np
-import torch
 import typer
 from rich.console import Console
 
@@ -23,9 +21,16 @@ from atsnn.config import ModelConfig
 from atsnn.files import write_atomically
 from atsnn.progress import Meter, say
 from benchmarks import networks, peers
-from benchmarks.engine import LARGE, PACKAGES, engine, one_line_errors
+from benchmarks.engine import LARGE, PACKAGES, engine, one_line_errors, threads
 from benchmarks.errors import BenchmarkError
-from benchmarks.side_by_side import Action, conditions, median, median_difference, take_turns
+from benchmarks.side_by_side import (
+    Action,
+    ClockName,
+    conditions,
+    median,
+    median_difference,
+    take_turns,
+)
 from hardware.engine import run
 from hardware.variants import open_all_gates
 
@@ -80,6 +85,7 @@ class Sweep:
     turns: int
     images: int
     console: Console
+    clock: ClockName
 
     def times(self, title: str, actions: Mapping[str, Action]) -> dict[str, list[float]]:
         """Milliseconds per image of each action in each turn, all of them run once before."""
@@ -87,7 +93,12 @@ class Sweep:
             for name, action in actions.items():
                 action()
                 meter.advance(note=name)
-            times = take_turns(actions, self.turns, after=lambda name: meter.advance(note=name))
+            times = take_turns(
+                actions,
+                self.turns,
+                self.clock.clock(threads()),
+                after=lambda name: meter.advance(note=name),
+            )
         return {name: [1e3 * s / self.images for s in found] for name, found in times.items()}
 
 
@@ -247,6 +258,9 @@ def plot(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The picture, PNG.")] = PICTURE,
     turns: Annotated[int, typer.Option(min=1, help="Turns of each median.")] = 5,
     images: Annotated[int, typer.Option(min=1, help="Images of each run.")] = 8,
+    clock: Annotated[
+        ClockName, typer.Option(help="cpu: CPU time of one thread, for a machine that others use.")
+    ] = ClockName.wall,
     json: Annotated[bool, typer.Option("--json", help="Print the points as well.")] = False,
     source: Annotated[
         Path | None,
@@ -258,11 +272,11 @@ def plot(
     if source is not None:
         caption, points = _read(source)
     else:
-        threads = {"torch": torch.get_num_threads(), "numba": numba.get_num_threads()}
-        who = conditions(PACKAGES, threads, turns)
+        clock.clock(threads())
+        who = conditions(PACKAGES, threads(), turns, clock)
         caption = f"{who}; PyTorch float32, all tokens, batch {images}"
         say(console, caption)
-        sweep = Sweep(turns, images, console)
+        sweep = Sweep(turns, images, console, clock)
         points = [point for panel in PANELS for point in panel.points(sweep)]
     write_atomically(out, draw(points, _wrapped(caption)))
     say(console, f"{out} written")

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -190,6 +191,34 @@ def bisected(
 # --- conditions ---
 
 
+class ClockName(str, Enum):
+    """What is counted: the time that passes, or what this process computes."""
+
+    wall = "wall"
+    cpu = "cpu"
+
+    def clock(self, threads: Mapping[str, int]) -> Clock:
+        """The clock itself.
+
+        Raises:
+            BenchmarkError: CPU time of several threads, which adds up what they do at once.
+        """
+        if self is ClockName.wall:
+            return time.perf_counter
+        many = [f"{name} {count}" for name, count in threads.items() if count > 1]
+        if many:
+            raise BenchmarkError(
+                "CPU time adds up what threads do at once, and there are several "
+                f"({', '.join(many)} threads): set OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1, or take "
+                "the wall clock"
+            )
+        return time.process_time
+
+    @property
+    def label(self) -> str:
+        return {"wall": "wall-clock time", "cpu": "CPU time of one thread"}[self.value]
+
+
 def versions(packages: Iterable[str]) -> str:
     """Python and packages with their versions; those that are absent are left out."""
     found = [f"Python {platform.python_version()}"]
@@ -213,13 +242,16 @@ def processor() -> str:
     return names[0].strip() if names else platform.machine() or "unknown processor"
 
 
-def conditions(packages: Iterable[str], threads: Mapping[str, int], turns: int) -> str:
-    """One line: versions, threads, cores, load and turns."""
+def conditions(
+    packages: Iterable[str], threads: Mapping[str, int], turns: int, clock: ClockName
+) -> str:
+    """One line: versions, threads, cores, load, turns and clock."""
     who = ", ".join(f"{name} {count}" for name, count in threads.items())
     few = "" if turns >= LEAST_TURNS else f" (fewer than {LEAST_TURNS}: a trial, not a result)"
     return (
         f"{versions(packages)}; threads: {who}; {cores()} of {os.cpu_count()} cores of "
-        f"{processor()}, load average {os.getloadavg()[0]:.1f}; medians of {turns} turns{few}"
+        f"{processor()}, load average {os.getloadavg()[0]:.1f}; medians of {turns} turns{few}, "
+        f"{clock.label}"
     )
 
 
@@ -279,8 +311,10 @@ def markdown(section: Section, conditions_line: str) -> str:
     return "\n".join([*lines, "", *(f"* {text}." for text in paragraphs)])
 
 
-def insert(path: Path, name: str, text: str) -> None:
-    """Replace what a page has between the marks of a table, `<!-- NAME -->` and `<!-- /NAME -->`.
+def around(path: Path, name: str) -> tuple[str, str]:
+    """What a page has before and after the text of a table, with the table's marks.
+
+    The marks are `<!-- NAME -->` and `<!-- /NAME -->`.
 
     Raises:
         BenchmarkError: the page is missing or has no such pair of marks.
@@ -294,4 +328,14 @@ def insert(path: Path, name: str, text: str) -> None:
     _, closed, after = rest.partition(end)
     if not (found and closed):
         raise BenchmarkError(f"{path}: has no place for this table; add {begin} and {end}")
-    write_atomically(path, f"{before}{begin}\n{text}\n{end}{after}".encode())
+    return before + begin, end + after
+
+
+def insert(path: Path, name: str, text: str) -> None:
+    """Replace the text of a table in a page.
+
+    Raises:
+        BenchmarkError: see `around`.
+    """
+    before, after = around(path, name)
+    write_atomically(path, f"{before}\n{text}\n{after}".encode())

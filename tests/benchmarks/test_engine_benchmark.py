@@ -194,11 +194,24 @@ def test_json_is_one_list_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
+def test_a_page_without_a_place_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(engine.PARTS, engine.Part.kernel, lambda _: pytest.fail("measured"))
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+
+    result = CliRunner().invoke(engine.app, ["kernel", "--into", str(page)])
+
+    assert isinstance(result.exception, BenchmarkError)
+    assert "add <!-- kernel --> and <!-- /kernel -->" in str(result.exception)
+
+
 def test_linear_layers_are_compared_with_the_bound_and_with_torch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(engine, "LINEAR", ((16, 24),))
-    monkeypatch.setattr(engine, "l2_read_bandwidth", lambda _: 1e9)
+    monkeypatch.setattr(engine, "l2_read_bandwidth", lambda *_: 1e9)
     monkeypatch.setattr(engine, "median_difference", lambda *_: 1e-3)
     options = engine.Options(1, 8, 2, "", Console(stderr=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.console import Console
 from benchmarks.errors import BenchmarkError
 from benchmarks.side_by_side import (
     LEAST_TURNS,
+    ClockName,
     Comparison,
     Section,
     as_json,
@@ -215,16 +217,28 @@ def test_a_page_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_conditions_name_threads_cores_load_and_turns() -> None:
-    line = conditions(("numpy", "no-such-package"), {"numba": 2}, LEAST_TURNS)
+    line = conditions(("numpy", "no-such-package"), {"numba": 2}, LEAST_TURNS, ClockName.wall)
 
     assert "numpy " in line
     assert "no-such-package" not in line
     assert "threads: numba 2" in line
     assert "load average" in line
-    assert line.endswith("medians of 5 turns")
+    assert line.endswith("medians of 5 turns, wall-clock time")
 
 
 def test_conditions_of_few_turns_say_that_it_was_a_trial() -> None:
-    line = conditions((), {}, LEAST_TURNS - 1)
+    line = conditions((), {}, LEAST_TURNS - 1, ClockName.cpu)
 
-    assert line.endswith("medians of 4 turns (fewer than 5: a trial, not a result)")
+    assert line.endswith(
+        "medians of 4 turns (fewer than 5: a trial, not a result), CPU time of one thread"
+    )
+
+
+def test_cpu_time_of_several_threads_is_refused() -> None:
+    with pytest.raises(BenchmarkError, match=r"CPU time adds up .* \(numba 2 threads\): set OMP"):
+        ClockName.cpu.clock({"torch": 1, "numba": 2})
+
+
+def test_clocks_are_those_of_the_system() -> None:
+    assert ClockName.wall.clock({"numba": 2}) is time.perf_counter
+    assert ClockName.cpu.clock({"numba": 1}) is time.process_time
