@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -17,13 +18,13 @@ from atsnn.quantization import float_twin, quantize_model
 from atsnn.spikformer import Spikformer
 from benchmarks.errors import BenchmarkError
 from benchmarks.rivals import NorseSpikformer, SpikingJellySpikformer
-from benchmarks.side_by_side import fastest
+from benchmarks.side_by_side import Clock, fastest
 
 Images = npt.NDArray[np.uint8]
 Network = Callable[[Tensor], Tensor]
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-BATCHES = (1, 8, 64)
+BATCHES = (1, 8, 32, 64)
 TRIAL_IMAGES = 64
 AGREEMENT = 0.99
 """Least share of images that a peer must classify as PyTorch does; rounding may move a spike."""
@@ -75,7 +76,10 @@ def folded(model: Spikformer) -> Spikformer:
 
 
 def make_peers(
-    model: Spikformer, images: Images, names: Sequence[str] = ALL
+    model: Spikformer,
+    images: Images,
+    names: Sequence[str] = ALL,
+    clock: Clock = time.perf_counter,
 ) -> tuple[list[Peer], list[str]]:
     """Peers of a network, each at its best batch, and a line for each that cannot run here.
 
@@ -83,7 +87,7 @@ def make_peers(
         model: float or quantised; what the engine's graph was captured from.
         images: uint8 [B, C, H, W]; batches are tried on the first of them, and all sizes that a
             run over all of them needs are run once, so that what is timed later is warm.
-        names: which, of `ALL`.
+        names: which, of `ALL`. clock: by which the best batch is found.
 
     Raises:
         BenchmarkError: a peer classifies otherwise than PyTorch: it is another network.
@@ -105,13 +109,14 @@ def make_peers(
                 f"least {AGREEMENT:.0%} are needed; its weights or neurons are not those of the "
                 "network"
             )
-        peers.append(_at_best_batch(name, network, few, len(images)))
+        peers.append(_at_best_batch(name, network, few, len(images), clock))
     return peers, absent
 
 
-def _at_best_batch(name: str, network: Network, few: Images, count: int) -> Peer:
+def _at_best_batch(name: str, network: Network, few: Images, count: int, clock: Clock) -> Peer:
     sizes = [size for size in BATCHES if size <= len(few)]
-    peer = Peer(name, network, fastest(sizes, lambda size: infer(network, few, size)))
+    best = fastest(sizes, lambda size: infer(network, few, size), clock=clock)
+    peer = Peer(name, network, best)
     rest = count % peer.batch
     if rest:
         infer(network, few[:rest], rest)

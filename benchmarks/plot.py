@@ -7,6 +7,7 @@ prints the points as well; `--from FILE` draws such points again without measuri
 from __future__ import annotations
 
 import json as json_format
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -21,7 +22,7 @@ from atsnn.config import ModelConfig
 from atsnn.files import write_atomically
 from atsnn.progress import Meter, say
 from benchmarks import networks, peers
-from benchmarks.engine import LARGE, PACKAGES, engine, one_line_errors, threads
+from benchmarks.engine import LARGE, PACKAGES, all_but_one, engine_twice, one_line_errors, threads
 from benchmarks.errors import BenchmarkError
 from benchmarks.side_by_side import (
     Action,
@@ -31,6 +32,7 @@ from benchmarks.side_by_side import (
     median_difference,
     take_turns,
 )
+from export.graph import Graph
 from hardware.engine import run
 from hardware.variants import open_all_gates
 
@@ -87,38 +89,47 @@ class Sweep:
     console: Console
     clock: ClockName
 
-    def times(self, title: str, actions: Mapping[str, Action]) -> dict[str, list[float]]:
-        """Milliseconds per image of each action in each turn, all of them run once before."""
+    def times(
+        self, title: str, graphs: Mapping[str, Graph], tuned: networks.Tuned, images: peers.Images
+    ) -> dict[str, list[float]]:
+        """Milliseconds per image of the engine on each graph and of PyTorch, in each turn.
+
+        Of the engine, all images but the first: what a run does once is left out.
+        """
+        network = peers.eager(peers.folded(tuned.model))
+        rest = images[1:]
+        actions: dict[str, Action] = {EAGER: lambda: peers.infer(network, rest, len(rest))}
+        for name, graph in graphs.items():
+            actions.update(engine_twice(name, graph, images))
+        found = self._turns(title, actions)
+        found.update({name: all_but_one(found, name) for name in graphs})
+        return {name: [1e3 * s / len(rest) for s in seconds] for name, seconds in found.items()}
+
+    def _turns(self, title: str, actions: Mapping[str, Action]) -> dict[str, list[float]]:
+        """Seconds of each action in each turn, all of them run once before."""
         with Meter(title, (self.turns + 1) * len(actions), self.console) as meter:
             for name, action in actions.items():
                 action()
                 meter.advance(note=name)
-            times = take_turns(
+            return take_turns(
                 actions,
                 self.turns,
                 self.clock.clock(threads()),
                 after=lambda name: meter.advance(note=name),
             )
-        return {name: [1e3 * s / self.images for s in found] for name, found in times.items()}
 
 
 # --- measuring ---
 
 
-def _eager(tuned: networks.Tuned, images: peers.Images) -> Action:
-    network = peers.eager(peers.folded(tuned.model))
-    return lambda: peers.infer(network, images, len(images))
-
-
 def tokens_kept(sweep: Sweep) -> Iterator[Point]:
     """The large shape at 10 % density; the brighter patches halt before block 1."""
     tuned = networks.tuned_spikformer(networks.halting_config(LARGE))
-    images = networks.random_images(LARGE, sweep.images)
+    images = networks.random_images(LARGE, sweep.images + 1)
     graphs = {share: networks.halted(tuned.model, share, images) for share in TOKENS}
-    actions = {f"{share:.1%} of tokens": engine(graph, images) for share, graph in graphs.items()}
-    actions["stem"] = engine(networks.stem_only(open_all_gates(graphs[1.0])), images)
-    actions[EAGER] = _eager(tuned, images)
-    times = sweep.times("tokens kept", actions)
+    named = {f"{share:.1%} of tokens": graph for share, graph in graphs.items()}
+    named["stem"] = networks.stem_only(open_all_gates(graphs[1.0]))
+    times = sweep.times("tokens kept", named, tuned, images)
     for share, graph in graphs.items():
         kept = run(graph, images, record="none", count_events=False).average_tokens
         whole = times[f"{share:.1%} of tokens"]
@@ -133,11 +144,10 @@ def _both(
 ) -> Iterator[Point]:
     """The engine and PyTorch on one tuned network; `x` None: the density that was found."""
     tuned = networks.tuned_spikformer(config, density)
-    images = networks.random_images(config, sweep.images)
-    actions = {ENGINE: engine(tuned.graph, images), EAGER: _eager(tuned, images)}
-    times = sweep.times(f"{panel} {x or density:g}", actions)
-    for name, found in times.items():
-        yield Point(panel, name, tuned.density if x is None else x, median(found))
+    images = networks.random_images(config, sweep.images + 1)
+    times = sweep.times(f"{panel} {x or density:g}", {ENGINE: tuned.graph}, tuned, images)
+    for name in (ENGINE, EAGER):
+        yield Point(panel, name, tuned.density if x is None else x, median(times[name]))
 
 
 def density(sweep: Sweep) -> Iterator[Point]:
@@ -208,7 +218,7 @@ def draw(points: Sequence[Point], caption: str) -> bytes:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 8), layout="constrained", sharey=True)
+    figure, axes = pyplot.subplots(2, 2, figsize=(9.5, 8), layout="constrained", sharey=True)
     for axis, panel in zip(axes.flat, PANELS, strict=True):
         _draw_panel(axis, panel, [p for p in points if p.panel == panel.key])
     for axis in axes[:, 0]:
@@ -274,7 +284,10 @@ def plot(
     else:
         clock.clock(threads())
         who = conditions(PACKAGES, threads(), turns, clock)
-        caption = f"{who}; PyTorch float32, all tokens, batch {images}"
+        caption = (
+            f"{who}; PyTorch float32, all tokens, batch {images}; engine without the checks of the "
+            "weights, which a run does once"
+        )
         say(console, caption)
         sweep = Sweep(turns, images, console, clock)
         points = [point for panel in PANELS for point in panel.points(sweep)]
@@ -291,8 +304,7 @@ def plot(
 
 
 def _wrapped(caption: str) -> str:
-    first, _, rest = caption.partition("; ")
-    return f"{first}\n{rest}"
+    return "\n".join(textwrap.wrap(caption, 150))
 
 
 def _read(path: Path) -> tuple[str, list[Point]]:

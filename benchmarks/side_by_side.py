@@ -126,13 +126,18 @@ def median_difference(whole: Iterable[float], part: Iterable[float], what: str) 
     Raises:
         BenchmarkError: it is not above 0: the machine is too busy, or the runs are too short.
     """
-    found = median(a - b for a, b in zip(whole, part, strict=True))
+    found = median(differences(whole, part))
     if found <= 0:
         raise BenchmarkError(
             f"{what}: the run with it takes {found:.2g} s longer than the run without it, so noise "
             "is larger than what is measured; stop other programs, or take more images or turns"
         )
     return found
+
+
+def differences(whole: Iterable[float], part: Iterable[float]) -> list[float]:
+    """What a run takes longer than the run of a part, turn by turn."""
+    return [a - b for a, b in zip(whole, part, strict=True)]
 
 
 def medians(times: Mapping[str, Iterable[float]]) -> dict[str, float]:
