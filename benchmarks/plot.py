@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from PIL import Image
 from rich.console import Console
 
 from atsnn.config import ModelConfig
@@ -40,6 +41,7 @@ PICTURE = Path(__file__).parent.parent / "docs" / "performance.png"
 TOKENS = (0.125, 0.25, 0.5, 0.75, 1.0)
 DENSITIES = (0.025, 0.05, 0.1, 0.2, 0.4)
 STEPS = (1, 2, 4, 8, 16)
+CAPTION_WIDTH = 150
 WIDTHS = (96, 192, 384, 768)
 
 ENGINE, ENCODER, EAGER = "engine", "engine, encoder alone", "PyTorch eager"
@@ -177,7 +179,7 @@ def _parameters(config: ModelConfig) -> float:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.3g} %"
+    return f"{round(200 * value) / 2:g} %"
 
 
 PANELS = (
@@ -230,7 +232,14 @@ def draw(points: Sequence[Point], caption: str) -> bytes:
     picture = BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     pyplot.close(figure)
-    return picture.getvalue()
+    return _few_colours(picture)
+
+
+def _few_colours(picture: BytesIO) -> bytes:
+    """The same PNG with a palette, a third of the size."""
+    small = BytesIO()
+    Image.open(picture).convert("RGB").quantize(64).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def _draw_panel(axis: Any, panel: Panel, points: Sequence[Point]) -> None:
@@ -304,7 +313,8 @@ def plot(
 
 
 def _wrapped(caption: str) -> str:
-    return "\n".join(textwrap.wrap(caption, 150))
+    lines = -(-len(caption) // CAPTION_WIDTH)
+    return "\n".join(textwrap.wrap(caption, len(caption) // lines + 10))
 
 
 def _read(path: Path) -> tuple[str, list[Point]]:
