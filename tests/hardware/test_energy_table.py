@@ -119,7 +119,7 @@ class TestPrices:
         graph = conv_network()
         counted = run(graph, images_for(graph, 2)).events
         assert counted is not None
-        costs = price(counted, load_profile("loihi1-sanafe"))
+        costs = price(counted, load_profile("loihi1_calibrated"))
         convolved = counted["conv1"].mean("sops") + counted["conv2"].mean("sops")
         others = counted.mean("sops") - convolved
         assert costs["convolution operations"].low == pytest.approx(convolved * 24.0e-12)
