@@ -21,7 +21,7 @@ Ints = npt.NDArray[np.int64]
 
 _MOVES = 4_000
 """Proposed moves per core at most; large networks get fewer."""
-_WORK = 3e9
+_WORK = 1e9
 """Distances that the search may evaluate."""
 _COOLING = 1e-3
 

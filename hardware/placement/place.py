@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from export.graph import Graph
 from hardware.errors import PlacementError
 from hardware.placement.activity import Activity, assumed, measured
-from hardware.placement.flows import flows_of
+from hardware.placement.flows import flow_of, flows_of
 from hardware.placement.layers import Layer, Network, network_of
 from hardware.placement.mesh import Mesh, arrange, in_order, mesh_for, weighted_hops
 from hardware.placement.packing import Packing, lower_bounds, pack
@@ -28,7 +28,6 @@ from hardware.placement.split import (
     Strategy,
     check_network,
     core_limits,
-    cut,
     split_layer,
 )
 from hardware.profile import Profile, Quantity, load_profile
@@ -36,7 +35,7 @@ from hardware.profile import Profile, Quantity, load_profile
 Choice = Literal["channel-major", "token-major", "auto"]
 Report = Callable[[str, int, int], None]
 _LARGE = 10_000
-"""Tiles above which a choice is made before cores are put on the mesh."""
+"""Tiles above which only one cut of the network is put on the mesh."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,8 +172,8 @@ def place(
         graph: a scheduled graph; without images its weights are not looked at, only their shapes.
         profile: a chip's profile, its name, or the path of a YAML file.
         strategy: "channel-major" (weights once, all tokens on every core of a layer), "token-major"
-            (weights repeated, a core's tokens can all halt), or "auto": the layers' cheaper one by
-            predicted energy, unless one strategy for all of them is cheaper still.
+            (weights repeated, a core's tokens can all halt), or "auto": each layer's cheaper one by
+            its messages, unless one strategy for all of them costs less energy on the images.
         images: uint8 [B, *input shape] to measure messages on (a few dozen); None: an assumed rate.
         activity: measured messages of the same graph, instead of images.
         seed: of the search for short ways.
@@ -198,7 +197,7 @@ def place(
     if strategy != "auto":
         found = _placed(network, chip, limits, _all(strategy), activity, seed, strategy, progress)
     else:
-        found = _best(network, chip, limits, activity, seed, progress)
+        found = _best(network, chip, limits, activity, images, seed, progress)
     return _stamped(found, strategy, time.monotonic() - begin)
 
 
@@ -213,12 +212,7 @@ def _activity(
 
 
 def _stamped(found: Placement, strategy: Choice, seconds: float) -> Placement:
-    from dataclasses import replace
-
     return replace(found, strategy=strategy, seconds=seconds)
-
-
-Rule = Callable[[Layer, Mapping[str, Split]], Split]
 
 
 def _all(strategy: Strategy) -> Callable[[Layer], tuple[Strategy, ...]]:
@@ -234,29 +228,35 @@ def _best(
     chip: Profile,
     limits: CoreLimits,
     activity: Activity,
+    images: npt.NDArray[np.uint8] | None,
     seed: int,
     progress: Report | None,
 ) -> Placement:
     """The cheapest of: each layer its own, or one strategy for all.
 
-    Large networks are compared by their messages alone, before the search for short ways.
+    Of a network with more than `_LARGE` tiles only the first is tried.
     """
-    candidates = []
-    for chosen, allowed in (("per layer", _either), *((n, _all(n)) for n in STRATEGIES)):
-        try:
-            splits = _splits(network, chip, limits, allowed, activity)
-        except PlacementError:
-            if allowed is _either:
-                raise
-            continue
-        candidates.append((chosen, splits))
-    if max(sum(s.tiles for s in splits.values()) for _, splits in candidates) > _LARGE:
-        candidates = [min(candidates, key=lambda c: sum(_arriving(s, activity) for s in c[1].values()))]
+    candidates = [("per layer", _splits(network, chip, limits, _either, activity))]
+    large = sum(split.tiles for split in candidates[0][1].values()) > _LARGE
+    for strategy in () if large else STRATEGIES:
+        with contextlib.suppress(PlacementError):  # the other one may fit
+            splits = _splits(network, chip, limits, _all(strategy), activity)
+            candidates.append((strategy, splits))
     placed = [
         _arranged(network, chip, limits, splits, activity, seed, chosen, progress)
         for chosen, splits in candidates
     ]
-    return min(placed, key=predicted_energy)
+    if images is None or len(placed) == 1:
+        return min(placed, key=predicted_energy)
+    return min(placed, key=lambda candidate: _measured_energy(candidate, images))
+
+
+def _measured_energy(placement: Placement, images: npt.NDArray[np.uint8]) -> float:
+    """Joules per image of everything, standing by included, on these images."""
+    from hardware.placement.energy import placed_cost
+    from hardware.placement.measure import measure
+
+    return placed_cost(placement, measure(placement, images)).total.middle
 
 
 def _placed(
@@ -307,8 +307,6 @@ def _ranks(layer: Layer, activity: Activity) -> Ints | None:
 
 def _arriving(split: Split, activity: Activity) -> float:
     """Messages per image into all tiles of a layer, copies included."""
-    from hardware.placement.flows import flow_of
-
     total = 0.0
     for path in split.layer.paths:
         if path.flatten:
@@ -331,7 +329,7 @@ def message_price(chip: Profile) -> float:
 
 
 def predicted_energy(placement: Placement) -> float:
-    """Joules per image of what placement decides: messages, hops, and chips that stand by.
+    """Joules per image of the messages and hops of the activity.
 
     Synaptic operations and neuron updates are the same wherever they happen.
     """
@@ -439,13 +437,3 @@ def notes(placement: Placement) -> list[str]:
             "measured ones"
         )
     return found
-
-
-def whole(layer: Layer) -> Split:
-    """A layer in one tile."""
-    return cut(layer, "channel-major", 1, 1)
-
-
-def cores_bound(placement: Placement) -> int:
-    """The largest of the lower bounds."""
-    return max(placement.bounds.values(), default=math.inf)  # pyright: ignore[reportReturnType]

@@ -180,18 +180,34 @@ def needs(
     return out.reshape(-1, 4)
 
 
+def worst_needs(
+    split: Split, network: Network, readers: Mapping[str, Split], limits: CoreLimits
+) -> Ints:
+    """The most that any tile needs of each resource, int64 [4]: `needs(...).max(axis=0)`."""
+    in_axons = sum((_in_axons(path, split) for path in split.layer.paths), np.zeros((1, 1), int))
+    return np.array(
+        [
+            split.row_sizes.max() * split.column_sizes.max(),
+            synapse_words(split, limits).max(initial=0),
+            in_axons.max(),
+            limits.axon_slots * _out_axons(split, network, readers).max(initial=0),
+        ],
+        np.int64,
+    )
+
+
 def synapse_words(split: Split, limits: CoreLimits) -> Ints:
-    """Words of synapse memory, int64 [rows, columns]."""
-    words = np.zeros((split.rows, split.columns), np.int64)
+    """Words of synapse memory, int64 [rows or 1, columns]: most do not depend on the row."""
+    words = np.zeros((1, split.columns), np.int64)
     for path in split.layer.data_paths:
-        words += _path_words(path, split, limits.word_bits)[None]
+        words = words + _path_words(path, split, limits.word_bits)[None]
     layer = split.layer
     if layer.table_bits:
-        words += _attention_words(split, limits.word_bits)
+        words = words + _attention_words(split, limits.word_bits)
     if layer.lookup:
-        words += -(-layer.lookup * _LOOKUP_BITS // limits.word_bits)
+        words = words + -(-layer.lookup * _LOOKUP_BITS // limits.word_bits)
     if layer.kind == "Merge":
-        words += -(-split.row_sizes * _MERGE_BITS // limits.word_bits)[:, None]
+        words = words + -(-split.row_sizes * _MERGE_BITS // limits.word_bits)[:, None]
     return words
 
 
@@ -241,10 +257,10 @@ def _in_axons(path: Path, split: Split) -> Ints:
 
 def _out_axons(split: Split, network: Network, readers: Mapping[str, Split]) -> Ints:
     """Pairs of a position and a tile that reads it, int64 [rows, columns]."""
-    pairs = np.zeros((split.rows, split.columns), np.int64)
+    pairs = np.zeros((1, 1), np.int64)
     for path in network.readers.get(split.layer.name, ()):
         target = readers.get(path.target) or _whole(network.layers[path.target])
-        pairs += _axons_of_path(path, split, target)
+        pairs = pairs + _axons_of_path(path, split, target)
     return pairs
 
 
@@ -357,11 +373,11 @@ def split_layer(
         return cut(layer, strategy, rows, columns, ranks, order)
 
     def fits(rows: int, columns: int) -> bool:
-        tile = needs(tried(rows, columns), network, readers, limits)
-        return bool((tile.max(axis=0) <= limits.array).all())
+        worst = worst_needs(tried(rows, columns), network, readers, limits)
+        return bool((worst <= limits.array).all())
 
     if not fits(positions, channels):
-        _refuse(layer, needs(tried(positions, channels), network, readers, limits), limits, profile)
+        _refuse(layer, worst_needs(tried(positions, channels), network, readers, limits), limits, profile)
     if strategy == "channel-major":
         rows, columns = _coarsest(lambda r, c: fits(r, c), positions, channels)
     else:
@@ -376,8 +392,9 @@ def _coarsest(fits: Callable[[int, int], bool], minor: int, major: int) -> tuple
     """
     first = _least(lambda cuts: fits(cuts, major), minor)
     best = (first, _least(lambda cuts: fits(first, cuts), major))
-    for cuts in range(first + 1, min(first + _TRIES, minor) + 1):
-        other = _least(lambda more, cuts=cuts: fits(cuts, more), major)
+    more = _TRIES if first <= 2 * _TRIES else 0
+    for cuts in range(first + 1, min(first + more, minor) + 1):
+        other = _least(lambda many, cuts=cuts: fits(cuts, many), major)
         if cuts * other < 0.9 * best[0] * best[1]:
             best = (cuts, other)
     return best
@@ -403,8 +420,7 @@ _MENDS = {
 }
 
 
-def _refuse(layer: Layer, tiles: Ints, limits: CoreLimits, profile: Profile) -> None:
-    worst = tiles.max(axis=0)
+def _refuse(layer: Layer, worst: Ints, limits: CoreLimits, profile: Profile) -> None:
     over = next(i for i in range(4) if worst[i] > limits.capacity[i])
     name = RESOURCES[over]
     raise PlacementError(

@@ -1,0 +1,224 @@
+"""At which firing rate, token share and batch a chip needs less energy than its rival.
+
+A model on top of measured events. With firing scaled by f and the share of open tokens by g:
+
+* synaptic operations and messages of a layer go with f, those of attention's coincidences with f
+  squared, those of pixels not at all; in the blocks all of it goes with g as well, and attention once more;
+* active updates go with g in the blocks and do not depend on f; idle updates stay;
+* static energy goes with the time of the slowest core, taken as proportional to dynamic energy
+  above the barrier: never below the barrier's own time.
+
+The chip's range is compared with the rival's: it *surely* wins where its high end is below the
+rival's low end, and *may* win where its low end is below the rival's high end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hardware.energy import BEST_BATCH
+from hardware.gpu import GpuWork, gpu_work, modelled
+from hardware.placement.table import PlacedSystem
+from hardware.profile import Profile, load_profile
+
+BATCHES = (1, 16, BEST_BATCH)
+_TOP = 64.0
+"""Firing is scaled up to this factor at most, and never above one spike a neuron and step."""
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """One line: a chip against a rival at one batch size.
+
+    Attributes:
+        chip, rival: names of profiles; `rival` with what it computes. batch: of the rival.
+        firing_sure, firing_may: firing rates (spikes per neuron and step) below which the chip surely
+            wins, or may win, at the measured token share; 0: never, 1: always.
+        tokens_sure, tokens_may: likewise the share of tokens at the measured firing rate.
+        firing, tokens: as measured.
+        chip_joules, rival_joules: (low, high) as measured and modelled.
+    """
+
+    chip: str
+    rival: str
+    batch: int
+    firing_sure: float
+    firing_may: float
+    tokens_sure: float
+    tokens_may: float
+    firing: float
+    tokens: float
+    chip_joules: tuple[float, float]
+    rival_joules: tuple[float, float]
+
+    def as_json(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True, eq=False)
+class ChipModel:
+    """Energy of a placed network as a function of firing rate and token share.
+
+    Attributes:
+        parts: (power of firing, power of tokens) -> joules per image (low, high) as measured.
+        static: joules (low, high) as measured; barrier_share: part of it that never goes away.
+        firing, tokens: as measured.
+    """
+
+    parts: dict[tuple[int, int], npt.NDArray[np.float64]]
+    static: npt.NDArray[np.float64]
+    barrier_share: npt.NDArray[np.float64]
+    firing: float
+    tokens: float
+
+    def joules(self, firing: float, tokens: float) -> npt.NDArray[np.float64]:
+        """Joules per image, (low, high)."""
+        f = firing / self.firing if self.firing else 1.0
+        g = tokens / self.tokens if self.tokens else 1.0
+        dynamic = sum(
+            (part * f**power_f * g**power_g for (power_f, power_g), part in self.parts.items()),
+            np.zeros(2),
+        )
+        measured = sum(self.parts.values(), np.zeros(2))
+        work = np.divide(dynamic, measured, out=np.ones(2), where=measured > 0)
+        return dynamic + self.static * (self.barrier_share + (1 - self.barrier_share) * work)
+
+
+def chip_model(system: PlacedSystem) -> ChipModel:
+    """Sort the energy of a placed network by what it depends on."""
+    parts: dict[tuple[int, int], npt.NDArray[np.float64]] = {}
+
+    def add(firing: int, tokens: int, joules: tuple[float, float]) -> None:
+        key = (firing, tokens)
+        parts[key] = parts.get(key, np.zeros(2)) + np.array(joules)
+
+    layers, image = system.placement.network.layers, system.placement.network.image
+    for layer in system.events.layers:
+        costs = system.cost.layers[layer.name]
+        pixels = any(path.source == image for path in layers[layer.name].paths)
+        in_block = int(layer.block.startswith("block"))
+        squared = int(layer.kind == "Attention")
+        fires = int(not pixels)
+        powers = {"synapse": fires + squared, "message": fires, "neuron": 0, "idle": 0}
+        for cause, power in powers.items():
+            cost = costs[cause]
+            tokens = in_block * (1 + squared * (cause == "synapse"))
+            add(power, 0 if cause == "idle" else tokens, (cost.low, cost.high))
+    static = system.cost.causes["static"]
+    times = system.events.times
+    share = np.array([_share(times.barrier[side], times.step[side]) for side in (0, 1)])
+    return ChipModel(
+        parts,
+        np.array([static.low, static.high]),
+        share,
+        firing_rate(system),
+        system.events.average_tokens,
+    )
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 1.0
+
+
+def firing_rate(system: PlacedSystem) -> float:
+    """Spikes per spiking neuron and step, neurons of closed tokens included."""
+    spiking = [layer for layer in system.events.layers if layer.kind in ("LIF", "OrPool")]
+    neurons = sum(
+        system.placement.network.layers[layer.name].grid.neurons for layer in spiking
+    )
+    steps = neurons * system.events.steps * system.events.images
+    return sum(layer.sum("spikes") for layer in spiking) / steps if steps else 0.0
+
+
+def break_even(
+    system: PlacedSystem,
+    rivals: tuple[str | Profile, ...] = ("a100", "h100", "jetson-orin-nano", "xeon-8380"),
+    batches: tuple[int, ...] = BATCHES,
+) -> tuple[BreakEven, ...]:
+    """A placed network against modelled GPUs and CPUs: as an SNN, and as an 8-bit ANN of its shape."""
+    model = chip_model(system)
+    work = gpu_work(system.placement.network.graph)
+    lines = []
+    for rival in rivals:
+        profile = load_profile(rival) if isinstance(rival, str) else rival
+        for what, job in (("the same SNN", work), ("8-bit ANN", work.one_pass())):
+            for batch in batches:
+                lines.append(_line(system, model, profile, what, job, batch))
+    return tuple(lines)
+
+
+def _line(
+    system: PlacedSystem, model: ChipModel, profile: Profile, what: str, work: GpuWork, batch: int
+) -> BreakEven:
+    low, high, _ = modelled(work, profile, batch)
+    chip = model.joules(model.firing, model.tokens)
+
+    def firing(side: int, against: float) -> float:
+        return _largest(lambda f: float(model.joules(f, model.tokens)[side]) < against)
+
+    def tokens(side: int, against: float) -> float:
+        return _largest(lambda g: float(model.joules(model.firing, g)[side]) < against)
+
+    return BreakEven(
+        system.placement.profile.name,
+        f"{profile.name}, {what}",
+        batch,
+        firing(1, low),
+        firing(0, high),
+        tokens(1, low),
+        tokens(0, high),
+        model.firing,
+        model.tokens,
+        (float(chip[0]), float(chip[1])),
+        (low, high),
+    )
+
+
+def _largest(wins: Callable[[float], bool]) -> float:
+    """The largest share in [0, 1] up to which the chip wins; 0 if it never does."""
+    if wins(1.0):
+        return 1.0
+    if not wins(0.0):
+        return 0.0
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if wins(middle) else (low, middle)
+    return low
+
+
+def plot(
+    systems: tuple[PlacedSystem, ...],
+    rivals: tuple[str | Profile, ...],
+    path: str,
+    batches: tuple[int, ...] = (1, BEST_BATCH),
+) -> None:
+    """Energy over firing rate: a band for each chip, a band for each rival and batch (PNG or SVG)."""
+    from hardware.placement.picture import figure, save
+
+    drawing, axes = figure(1, 9.0, 6.0)
+    rates = np.geomspace(1e-3, 1.0, 200)
+    for system in systems:
+        model = chip_model(system)
+        band = np.array([model.joules(rate, model.tokens) for rate in rates])
+        name = f"{system.placement.profile.name}, {system.name} (a model in pJ)"
+        axes[0].fill_between(rates, band[:, 0], band[:, 1], alpha=0.35, label=name)
+        axes[0].axvline(model.firing, linestyle=":", color="0.4")
+    work = gpu_work(systems[0].placement.network.graph)
+    for rival in rivals:
+        profile = load_profile(rival) if isinstance(rival, str) else rival
+        for batch in batches:
+            low, high, _ = modelled(work, profile, batch)
+            label = f"{profile.name}, batch {batch} (modelled)"
+            axes[0].fill_between(rates, low, high, alpha=0.15, label=label, hatch="//")
+    axes[0].set(
+        xscale="log", yscale="log", xlabel="firing rate (spikes per neuron and step)",
+        ylabel="energy per image (J)", title="Where a chip wins; dotted: as measured",
+    )  # fmt: skip
+    axes[0].legend(fontsize=7)
+    save(drawing, path)
