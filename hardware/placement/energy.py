@@ -12,8 +12,8 @@ from hardware.placement.place import Placement
 from hardware.profile import Profile, Quantity
 
 CAUSES = ("synapse", "neuron", "message", "idle", "static")
-"""synapse: operations, those that a cut attention repeats included. neuron: active updates, and the
-spikes that they fire. message: every copy sent to a core, its hops and borders. idle: updates that
+"""synapse: operations, those that a cut attention repeats included. neuron: active updates, and what
+they fire (spikes, and the values that relays pass on). message: every copy sent to a core, its hops and borders. idle: updates that
 change nothing. static: what the chips draw while they work on the image."""
 STATE_BYTES = 6
 """Current and voltage of a neuron, 24 bits each, read at an update and written at an active one."""
@@ -120,7 +120,8 @@ def layer_cost(
     message += each(layer.crossings, prices.chip_crossing)
     return {
         "synapse": synapse,
-        "neuron": of("updates_active", prices.neuron_update_active) + of("spikes", prices.spike),
+        "neuron": of("updates_active", prices.neuron_update_active)
+        + each(layer.fired, prices.spike),
         "message": message,
         "idle": of("updates_idle", prices.neuron_update_idle),
     }

@@ -32,6 +32,8 @@ from hardware.placement.timing import Clock, StepTimes
 Array = npt.NDArray
 TILE_FIELDS = (*FIELDS, "repeats", "received", "sent", "control", "dark")
 """Fields of a tile: the engine's, and what only a placement has."""
+RELAYS = ("Add", "Attention", "Merge")
+"""Layers whose neurons pass values on: each value that is not 0 is one firing on a chip."""
 _ORDERS = {
     SCORES_FIRST: tallies.attend_by_scores,
     TABLE_FIRST: tallies.attend_by_table,
@@ -47,7 +49,8 @@ class LayerEvents:
             cores read it (it stands in the first tile); `received` and `sent` count copies; `control`
             those of `received` that carry gates and sizes; `dark` the steps in which no neuron of the
             tile was updated and nothing arrived.
-        east_west, north_south, crossings: hops and borders of the messages that it receives.
+        east_west, north_south, crossings: hops and borders of the messages that it receives;
+            control_hops: the part of the hops (east-west, north-south) that carries gates and sizes.
         order: of an attention.
     """
 
@@ -61,6 +64,7 @@ class LayerEvents:
     east_west: int = 0
     north_south: int = 0
     crossings: int = 0
+    control_hops: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         for name in TILE_FIELDS:
@@ -69,6 +73,11 @@ class LayerEvents:
     def sum(self, name: str) -> int:
         """Total of a field over tiles and images."""
         return int(self.counts[name].sum())
+
+    @property
+    def fired(self) -> int:
+        """Neurons that sent something: spikes, and values of relays that are not 0."""
+        return self.sum("updates_active" if self.kind in RELAYS else "spikes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,8 +337,13 @@ class _Counter:
 
     def _travel(self, events: LayerEvents, way: _Way, ways: Array) -> None:
         each = ways.sum(axis=0)
-        events.east_west += int((each * way.distance.east_west).sum())
-        events.north_south += int((each * way.distance.north_south).sum())
+        east_west = int((each * way.distance.east_west).sum())
+        north_south = int((each * way.distance.north_south).sum())
+        events.east_west += east_west
+        events.north_south += north_south
+        if way.flow.path.kind == "control":
+            before = events.control_hops
+            events.control_hops = before[0] + east_west, before[1] + north_south
         events.crossings += int((each * way.distance.crossings).sum())
         self.clock.travel(way.flow.path, ways > 0, way.distance)
 

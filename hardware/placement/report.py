@@ -16,23 +16,22 @@ from hardware.report import format_count, format_joules
 
 def _table(title: str, left: list[str], right: list[str], caption: str = "") -> Table:
     table = Table(title=title, title_justify="left", caption=caption or None)
-    for heading in left:
-        table.add_column(heading)
+    for index, heading in enumerate(left):
+        table.add_column(heading, no_wrap=not index, overflow="fold")
     for heading in right:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right")
     return table
 
 
 def layers_table(placement: Placement) -> Table:
     """Per layer: how it is cut, and what its largest tile uses of what a core has."""
-    limits = placement.limits
     name, share = placement.tightest()
     bounds = placement.bounds
     table = _table(
         f"{placement.profile.name}: {placement.cores:,} cores on {placement.mesh.chips} chips "
         f"(lower bound {max(bounds.values()):,} cores), {placement.chosen}",
         ["layer", "kind", "cut"],
-        ["neurons", "tiles", *(f"{r} of {c:,.0f}" for r, c in zip(RESOURCES, limits.capacity, strict=True))],
+        ["neurons", "tiles", *_headings(placement)],
         f"Tightest limit: {name}, {share:.1%} of a core. Columns on the right: largest tile. Lower "
         "bounds: " + ", ".join(f"{name} {cores:,}" for name, cores in bounds.items()) + ".",
     )  # fmt: skip
@@ -50,13 +49,18 @@ def layers_table(placement: Placement) -> Table:
     return table
 
 
+def _headings(placement: Placement) -> list[str]:
+    """Resources, each with what a core has of it."""
+    capacities = zip(RESOURCES, placement.limits.capacity, strict=True)
+    return [f"{name} of {capacity:,.0f}" for name, capacity in capacities]
+
+
 def cores_table(placement: Placement) -> Table:
     """Per core: chip, tile, layers, and used of allowed."""
-    limits = placement.limits
     table = _table(
         f"Cores of {placement.profile.name}",
         ["core", "chip", "tile", "layers"],
-        [f"{r} of {c:,.0f}" for r, c in zip(RESOURCES, limits.capacity, strict=True)],
+        _headings(placement),
     )
     for core in placement.cores_json():
         table.add_row(
@@ -91,7 +95,7 @@ def energy_placed_table(table: PlacedTable) -> Table:
     out = _table(
         f"Energy per image on {first.profile.name} ({MODEL_NOTE}; mean over {table.images} images)",
         ["system"],
-        ["tokens", *CAUSES, "total", "dynamic", "grade", "cores", "dark", "latency", "images/s"],
+        ["tokens", *CAUSES, "total", "dynamic", "cores", "dark", "latency", "images/s"],
         _placed_caption(table),
     )
     for system in table.systems:
@@ -102,7 +106,6 @@ def energy_placed_table(table: PlacedTable) -> Table:
             *(_range(cost.causes[cause]) for cause in CAUSES),
             _range(cost.total),
             _range(cost.dynamic),
-            cost.total.grade,
             str(system.placement.cores),
             f"{events.dark_share:.1%}",
             _seconds(events.times.latency),
@@ -138,7 +141,8 @@ def _placed_caption(table: PlacedTable) -> str:
     system = table.systems[-1]
     unpriced = system.cost.unpriced
     lines = [
-        f"Convention: {system.cost.convention}. Dynamic: without static power. Dark: core-steps in "
+        f"Convention: {system.cost.convention}; grade: {system.cost.total.grade}. Dynamic: without "
+        f"static power. Cores on {system.placement.mesh.chips} chips. Dark: core-steps in "
         "which nothing is updated and nothing arrives."
     ]
     if unpriced:

@@ -73,8 +73,8 @@ class StepTimes:
 _WORK = {
     "updates_active": "neuron_update_active",
     "updates_idle": "neuron_update_idle",
-    "spikes": "spike",
 }
+_RELAYS = ("Add", "Attention", "Merge")
 
 
 class Clock:
@@ -122,6 +122,8 @@ class Clock:
             seconds = operations * _seconds(operation, side)
             seconds = seconds + received * _seconds(self.times.message_in, side)
             seconds = seconds + sent * _seconds(self.times.message_out, side)
+            fired = work["updates_active"] if layer.kind in _RELAYS else work["spikes"]
+            seconds = seconds + fired * _seconds(self.times.spike, side)
             for name, latency in _WORK.items():
                 seconds = seconds + work[name] * _seconds(getattr(self.times, latency), side)
             shifted = self._set_back(seconds, layer.depth)
