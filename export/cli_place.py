@@ -63,7 +63,9 @@ def register(command: Register) -> None:
 def profiles_command(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="A profile, or the path of a YAML file: all numbers."),
+        typer.Argument(
+            metavar="[NAME]", help="A profile, or the path of a YAML file: all numbers."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -93,11 +95,14 @@ def place_command(
         typer.Option(
             "--preset",
             metavar="NAME",
-            help="A published shape without a checkpoint: spikformer-4-384, spikformer-8-768@224, ...",
+            help="A published shape, no checkpoint needed: spikformer-4-384, spikformer-8-768@224",
         ),
     ] = None,
     images: Annotated[
-        int, typer.Option("--images", min=0, metavar="N", help="Images to measure messages on; 0: none.")
+        int,
+        typer.Option(
+            "--images", min=0, metavar="N", help="Images to measure messages on; 0: none."
+        ),
     ] = 32,
     cores: Annotated[bool, typer.Option("--cores", help="Also print every core.")] = False,
     picture: Annotated[
@@ -107,7 +112,7 @@ def place_command(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put a network on the cores of a chip: tables, lower bounds, traffic, a picture of the mesh."""
+    """Put a network on the cores of a chip: tables, lower bounds, traffic, a mesh."""
     from export.cli import _console, _print_json
     from hardware.placement.picture import as_text, dark_of_cores, draw, load_of_cores
     from hardware.placement.report import cores_table, layers_table, traffic_lines
@@ -214,11 +219,13 @@ def cores_command(
             "--gpu-file", metavar="FILE", help="Measurement made elsewhere, with provenance (JSON)."
         ),
     ] = None,
-    layers: Annotated[bool, typer.Option("--layers", help="Also energy by layer and cause.")] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Also energy by layer and cause.")
+    ] = False,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Energy, latency and dark cores after placement: all tokens, halting, merging, both, rivals."""
+    """Energy, latency and dark cores after placement: all tokens, halting, merging, rivals."""
     from export.cli import _choice, _console, _print_json, _progress
     from hardware.gpu_import import load_measurements
     from hardware.neurobench import neurobench

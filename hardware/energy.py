@@ -140,7 +140,10 @@ def energy_table(
     """
     if gpu not in ("auto", "modelled", "measured", "none"):
         raise GpuMeasurementError(f"gpu is {gpu!r}; use auto, modelled, measured or none")
-    chip, gpu_figures = _profile(profile, ("chip", "convention")), _profile(gpu_profile, ("gpu", "cpu"))
+    chip, gpu_figures = (
+        _profile(profile, ("chip", "convention")),
+        _profile(gpu_profile, ("gpu", "cpu")),
+    )
     dense_graph = open_all_gates(graph)
     gated = len(dense_graph.nodes) < len(graph.nodes)
     count = images.shape[image_axis(graph, images)]
@@ -316,7 +319,7 @@ def ann_row(events: EventCounts, profile: Profile) -> EnergyRow:
 def gpu_rows(
     system: str, graph: Graph, images: npt.NDArray[np.uint8], gpu: str, profile: Profile
 ) -> list[EnergyRow]:
-    """The dense network on a GPU (or CPU): measured where that is wanted and possible, else modelled.
+    """The dense network on a GPU or CPU: measured where wanted and possible, else modelled.
 
     Args:
         system: what computes, for the first column.

@@ -73,7 +73,9 @@ def load_measurements(path: str | Path) -> tuple[ImportedMeasurement, ...]:
     file = Path(path)
     try:
         if file.stat().st_size > MAX_BYTES:
-            raise GpuMeasurementError(f"{file}: {file.stat().st_size:,} bytes; this is no measurement")
+            raise GpuMeasurementError(
+                f"{file}: {file.stat().st_size:,} bytes; this is no measurement"
+            )
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise GpuMeasurementError(f"{file}: cannot be read ({type(error).__name__})") from error

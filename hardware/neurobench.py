@@ -1,13 +1,13 @@
 """NeuroBench's names for what a network is and does, in its definitions.
 
-Definitions (NeuroBench 1.x, harness metrics), per image ("model execution") and averaged over images:
+Definitions (NeuroBench 1.x, harness metrics), per image ("model execution") and mean over images:
 
 * Footprint: bytes of the parameters as stored, weights at their bits and biases at 16 bits.
 * ConnectionSparsity: share of weights that are 0.
 * ActivationSparsity: share of neurons and time steps without a spike.
-* SynapticOperations: Effective_MACs and Effective_ACs leave out zero inputs and zero weights; a layer
-  whose inputs are not all 0 or 1 counts MACs for every operation, as NeuroBench has it; Dense counts
-  every weight at every step.
+* SynapticOperations: Effective_MACs and Effective_ACs leave out zero inputs and zero weights; a
+  layer whose inputs are not all 0 or 1 counts MACs for every operation, as NeuroBench has it; Dense
+  counts every weight at every step.
 
 NeuroBench counts Conv and Linear layers. What attention does between them is given apart, under
 `attention`, and as sums with it: other counters report it as nothing.
@@ -33,7 +33,7 @@ DEFINITIONS = {
     "Effective_MACs": "non-zero input x non-zero weight, layers whose input is not 0 or 1",
     "Effective_ACs": "non-zero input x non-zero weight, layers whose input is 0 or 1",
     "Dense": "every weight, every position, every time step",
-    "attention": "not in NeuroBench: additions of the spiking attention product, and its dense MACs",
+    "attention": "not in NeuroBench: additions of the attention product, and its dense MACs",
 }
 _BIAS_BYTES = 2
 

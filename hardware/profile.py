@@ -98,8 +98,8 @@ class EnergyPrices(_Strict):
     With `synaptic_operation`, every SOP costs that (in a convolution `convolution_operation`, if
     there is such a price); else additions and MACs cost `accumulate` and `multiply_accumulate`.
     Neuron updates and spikes cost nothing where no price is given. The prices of traffic (messages,
-    hops, chip crossings) count once a network is placed (`hardware.placement`): a message is a spike
-    that one core sends to one other core, or to itself.
+    hops, chip crossings) count once a network is placed (`hardware.placement`): a message is a
+    spike that one core sends to one other core, or to itself.
     """
 
     synaptic_operation: Quantity | None = None

@@ -1,4 +1,4 @@
-"""How many messages each neuron sends per image: measured on images, or assumed for a bare shape."""
+"""How many messages each neuron sends per image: measured, or assumed for a bare shape."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hardware.placement.layers import Network, Path, trace_name
 
 ASSUMED_RATE = 0.1
 """Messages per neuron and step of a network whose spikes are not known."""
-CHUNK = 32
+CHUNK = 64
 Array = npt.NDArray
 
 

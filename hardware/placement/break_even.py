@@ -3,7 +3,8 @@
 A model on top of measured events. With firing scaled by f and the share of open tokens by g:
 
 * synaptic operations and messages of a layer go with f, those of attention's coincidences with f
-  squared, those of pixels not at all; in the blocks all of it goes with g as well, and attention once more;
+  squared, those of pixels not at all; in the blocks all of it goes with g as well, and attention
+  once more;
 * active updates go with g in the blocks and do not depend on f; idle updates stay;
 * static energy goes with the time of the slowest core, taken as proportional to dynamic energy
   above the barrier: never below the barrier's own time.
@@ -27,8 +28,7 @@ from hardware.placement.table import PlacedSystem
 from hardware.profile import Profile, load_profile
 
 BATCHES = (1, 16, BEST_BATCH)
-_TOP = 64.0
-"""Firing is scaled up to this factor at most, and never above one spike a neuron and step."""
+LARGEST_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,11 @@ class BreakEven:
 
     Attributes:
         chip, rival: names of profiles; `rival` with what it computes. batch: of the rival.
-        firing_sure, firing_may: firing rates (spikes per neuron and step) below which the chip surely
-            wins, or may win, at the measured token share; 0: never, 1: always.
+        firing_sure, firing_may: firing rates (spikes per neuron and step) below which the chip
+            surely wins, or may win, at the measured token share; 0: never, 1: always.
         tokens_sure, tokens_may: likewise the share of tokens at the measured firing rate.
+        batch_sure, batch_may: largest batch of the rival up to which the chip surely wins, or may,
+            as measured; 0: none, `LARGEST_BATCH`: that or more.
         firing, tokens: as measured.
         chip_joules, rival_joules: (low, high) as measured and modelled.
     """
@@ -51,6 +53,8 @@ class BreakEven:
     firing_may: float
     tokens_sure: float
     tokens_may: float
+    batch_sure: int
+    batch_may: int
     firing: float
     tokens: float
     chip_joules: tuple[float, float]
@@ -128,9 +132,7 @@ def _share(part: float, whole: float) -> float:
 def firing_rate(system: PlacedSystem) -> float:
     """Spikes per spiking neuron and step, neurons of closed tokens included."""
     spiking = [layer for layer in system.events.layers if layer.kind in ("LIF", "OrPool")]
-    neurons = sum(
-        system.placement.network.layers[layer.name].grid.neurons for layer in spiking
-    )
+    neurons = sum(system.placement.network.layers[layer.name].grid.neurons for layer in spiking)
     steps = neurons * system.events.steps * system.events.images
     return sum(layer.sum("spikes") for layer in spiking) / steps if steps else 0.0
 
@@ -140,7 +142,7 @@ def break_even(
     rivals: tuple[str | Profile, ...] = ("a100", "h100", "jetson-orin-nano", "xeon-8380"),
     batches: tuple[int, ...] = BATCHES,
 ) -> tuple[BreakEven, ...]:
-    """A placed network against modelled GPUs and CPUs: as an SNN, and as an 8-bit ANN of its shape."""
+    """A placed network against modelled GPUs and CPUs: as an SNN, and as an 8-bit ANN."""
     model = chip_model(system)
     work = gpu_work(system.placement.network.graph)
     lines = []
@@ -172,6 +174,8 @@ def _line(
         firing(0, high),
         tokens(1, low),
         tokens(0, high),
+        _largest_batch(lambda size: float(chip[1]) < modelled(work, profile, size)[0]),
+        _largest_batch(lambda size: float(chip[0]) < modelled(work, profile, size)[1]),
         model.firing,
         model.tokens,
         (float(chip[0]), float(chip[1])),
@@ -192,13 +196,23 @@ def _largest(wins: Callable[[float], bool]) -> float:
     return low
 
 
+def _largest_batch(wins: Callable[[int], bool]) -> int:
+    """The largest power of 2 up to which the chip wins at every one; 0 if at none."""
+    batch = 0
+    for power in range(LARGEST_BATCH.bit_length()):
+        if not wins(2**power):
+            break
+        batch = 2**power
+    return batch
+
+
 def plot(
     systems: tuple[PlacedSystem, ...],
     rivals: tuple[str | Profile, ...],
     path: str,
     batches: tuple[int, ...] = (1, BEST_BATCH),
 ) -> None:
-    """Energy over firing rate: a band for each chip, a band for each rival and batch (PNG or SVG)."""
+    """Energy over firing rate: a band for each chip and for each rival and batch."""
     from hardware.placement.picture import figure, save
 
     drawing, axes = figure(1, 9.0, 6.0)

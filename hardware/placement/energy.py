@@ -9,12 +9,13 @@ from typing import Any
 from hardware.energy import FREE, Cost, cost_of
 from hardware.placement.measure import LayerEvents, PlacedEvents
 from hardware.placement.place import Placement
-from hardware.profile import Profile, Quantity
+from hardware.profile import Profile, Quantity, weakest
 
 CAUSES = ("synapse", "neuron", "message", "idle", "static")
-"""synapse: operations, those that a cut attention repeats included. neuron: active updates, and what
-they fire (spikes, and the values that relays pass on). message: every copy sent to a core, its hops and borders. idle: updates that
-change nothing. static: what the chips draw while they work on the image."""
+"""synapse: operations, those that a cut attention repeats included. neuron: active updates, and
+what they fire (spikes, and the values that relays pass on). message: every copy sent to a core, its
+hops and borders. idle: updates that change nothing. static: what the chips draw while they work on
+the image."""
 STATE_BYTES = 6
 """Current and voltage of a neuron, 24 bits each, read at an update and written at an active one."""
 MESSAGE_BYTES = 4
@@ -72,7 +73,7 @@ def placed_cost(
     """Price the events of a placed network.
 
     Args:
-        profile: other prices for the same events; None: those of the placement's chip. Times, and so
+        profile: other prices for the same events; None: those of the chip. Times, and so
             the static energy, stay those of the chip.
     """
     chip = profile or placement.profile
@@ -93,9 +94,7 @@ def _convolved(placement: Placement, layer: LayerEvents) -> bool:
     return any(path.kind == "conv" for path in placement.network.layers[layer.name].paths)
 
 
-def layer_cost(
-    layer: LayerEvents, chip: Profile, convolved: bool, images: int
-) -> dict[str, Cost]:
+def layer_cost(layer: LayerEvents, chip: Profile, convolved: bool, images: int) -> dict[str, Cost]:
     """Energy of one layer per image, by cause; linear in every price."""
     prices = chip.energy
 
@@ -135,14 +134,8 @@ def static_cost(placement: Placement, events: PlacedEvents, chip: Profile) -> Co
     seconds = events.times.seconds_per_image
     chips = placement.mesh.chips
     low, high = power.range
-    grade = max(power.grade, events.times.grade, key=_weakness)
+    grade = weakest([power.grade, events.times.grade])
     return Cost(low * chips * seconds[0], high * chips * seconds[1], grade)
-
-
-def _weakness(grade: str) -> int:
-    from hardware.profile import GRADES
-
-    return GRADES.index(grade)  # pyright: ignore[reportArgumentType]
 
 
 def _unpriced(placement: Placement, chip: Profile) -> tuple[str, ...]:

@@ -92,7 +92,7 @@ class Flow:
 def _apply(matrix: sp.csr_matrix, messages: npt.NDArray) -> npt.NDArray:
     *lead, positions = messages.shape
     flat = messages.reshape(-1, positions)
-    return np.ascontiguousarray((matrix @ flat.T).T).reshape(*lead, matrix.shape[0])
+    return np.ascontiguousarray((matrix @ flat.T).T).reshape(*lead, -1)
 
 
 def flow_of(path: Path, source: Split | None, target: Split) -> Flow:
@@ -107,13 +107,14 @@ def flow_of(path: Path, source: Split | None, target: Split) -> Flow:
         sender_of = source.column_of
     kinds, segment_of = np.unique(sender_of * len(fan) + classes, return_inverse=True)
     reach = position_fan(path, target.row_of, target.rows)
-    row_of = np.zeros(reach.shape[1], np.int64)
+    sources = 1 if path.flatten else path.grid.positions
+    row_of = np.zeros(sources, np.int64)
     if source is not None and not path.flatten:
         row_of = source.row_of
     reader, position = reach.nonzero()
     pairs, pair = np.unique(row_of[position] * target.rows + reader, return_inverse=True)
     ones = np.ones(len(position), np.int64)
-    pair_of = sp.csr_matrix((ones, (pair, position)), shape=(len(pairs), reach.shape[1]))
+    pair_of = sp.csr_matrix((ones, (pair, position)), shape=(len(pairs), sources))
     return Flow(
         path,
         target,

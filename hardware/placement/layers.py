@@ -29,7 +29,6 @@ from export.graph import (
     HaltingScore,
     Input,
     Linear,
-    Merge,
     Node,
     OrPool,
     Output,
@@ -68,8 +67,8 @@ class Path:
     Attributes:
         source, port: node that sends, and its output port. target: layer that receives.
         node: node of the graph that the messages are counted at.
-        kind: how positions and channels meet. "conv", "linear": weighted. "same": each value goes to
-            its like. "pool": a window. "query": each token to its own, all channels of a head.
+        kind: how positions and channels meet. "conv", "linear": weighted. "same": each value goes
+            to its like. "pool": a window. "query": each token to its own, all channels of a head.
             "table": all tokens, all channels of a head. "sum": all positions into each channel.
             "score": channel 0 of each token. "control": one value per token, sent when it changes.
         flatten: the source's maps are read as one flat vector.
@@ -275,7 +274,7 @@ class _Builder:
 
     def _paths(self, node: Node, edge: Edge) -> Iterator[Path]:
         """The path of one edge into a layer's node, and of the edges into its fused synapses."""
-        source, port, flatten = self._behind(edge)
+        source, _, flatten = self._behind(edge)
         if source in self.fused:
             synapse = self.nodes[source]
             gate = self._own_gate(source)
@@ -290,9 +289,7 @@ class _Builder:
             return
         yield self._path(node.name, node.name, edge, _kind(node, edge.target_port), flatten)
 
-    def _weighted(
-        self, layer: str, node: Node, edge: Edge, gate: tuple[str, str] | None
-    ) -> Path:
+    def _weighted(self, layer: str, node: Node, edge: Edge, gate: tuple[str, str] | None) -> Path:
         assert isinstance(node, Conv | Linear)
         source, port, flatten = self._behind(edge)
         kind: PathKind = "conv" if isinstance(node, Conv) else "linear"

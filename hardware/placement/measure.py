@@ -1,9 +1,10 @@
 """Events of every tile and core, from the engine's spikes on real images, a few images at a time.
 
-Sums over tiles equal the engine's `EventCounts` to the last event. On top of those stand what only a
-placement has: messages per reading core (multicast), hops, borders between chips, messages that tell
-cores of closed gates, coincidences that an attention repeats because it is cut, core-steps dark, and
-the time that each step takes.
+Sums over tiles equal the engine's `EventCounts` to the last event. On top of those stand what only
+a
+placement has: messages per reading core (multicast), hops, borders between chips, messages that
+tell cores of closed gates, coincidences that an attention repeats because it is cut, core-steps
+dark, and the time that each step takes.
 """
 
 from __future__ import annotations
@@ -45,12 +46,13 @@ class LayerEvents:
     """Events of one layer, summed over all images.
 
     Attributes:
-        counts: field of `TILE_FIELDS` -> int64 [tiles]. `messages` counts a message once however many
-            cores read it (it stands in the first tile); `received` and `sent` count copies; `control`
-            those of `received` that carry gates and sizes; `dark` the steps in which no neuron of the
-            tile was updated and nothing arrived.
+        counts: field of `TILE_FIELDS` -> int64 [tiles]. `messages` counts a message once however
+            many cores read it (it stands in the first tile); `received` and `sent` count copies;
+            `control` those of `received` that carry gates and sizes; `dark` the steps in which no
+            neuron of the tile was updated and nothing arrived.
         east_west, north_south, crossings: hops and borders of the messages that it receives;
-            control_hops: the part of the hops (east-west, north-south) that carries gates and sizes.
+            control_hops: the part of the hops (east-west, north-south) that carries gates and
+                sizes.
         order: of an attention.
     """
 
@@ -87,8 +89,8 @@ class PlacedEvents:
     Attributes:
         layers: in the order of the network.
         images, steps: how many. average_tokens: open gates / (L * T * N).
-        engine: the engine's own counts, summed over images: (node of a layer, field) -> events. What
-            it counts at a Conv or Linear stands with the layer that these are the synapses of.
+        engine: the engine's own counts, summed over images: (node of a layer, field) -> events.
+            What it counts at a Conv or Linear stands with the layer that these are the synapses of.
         core_dark: steps in which each core was dark, int64 [cores].
         gateable: cores with at least one tile whose neurons a gate switches off, bool [cores].
         times: how long the steps took.
@@ -207,9 +209,7 @@ class _Way:
 class _Counter:
     """Collects; one call of `add` for each few images."""
 
-    def __init__(
-        self, placement: Placement, graph: Graph, images: npt.NDArray[np.uint8]
-    ) -> None:
+    def __init__(self, placement: Placement, graph: Graph, images: npt.NDArray[np.uint8]) -> None:
         self.placement, self.network = placement, placement.network
         self.graph = graph
         self.plan = make_plan(graph, bool(image_axis(graph, images)))
@@ -347,9 +347,7 @@ class _Counter:
         events.crossings += int((each * way.distance.crossings).sum())
         self.clock.travel(way.flow.path, ways > 0, way.distance)
 
-    def _operate(
-        self, layer: Layer, way: _Way, counts: Array, work: dict[str, Array]
-    ) -> None:
+    def _operate(self, layer: Layer, way: _Way, counts: Array, work: dict[str, Array]) -> None:
         """Synaptic operations of a path, by tile."""
         kind = way.flow.path.kind
         if kind not in ("conv", "linear", "pool", "same", "sum"):
@@ -441,17 +439,13 @@ class _Counter:
         elif layer.kind == "Merge":
             self._merge(layer, trace, split, images, work)
 
-    def _own_readout(
-        self, layer: Layer, work: dict[str, Array], size: Array, images: int
-    ) -> None:
+    def _own_readout(self, layer: Layer, work: dict[str, Array], size: Array, images: int) -> None:
         if layer.name.endswith(SUMS):
             work["updates_active"] += size
         else:
             work["updates_active"][-images:] += size
 
-    def _gated(
-        self, layer: Layer, trace: Mapping[str, Array], split: Split, moments: int
-    ) -> Array:
+    def _gated(self, layer: Layer, trace: Mapping[str, Array], split: Split, moments: int) -> Array:
         """Updates that a closed gate prevents, [M, tiles]."""
         if layer.gate is None:
             return np.zeros((moments, split.tiles), np.int64)
@@ -460,9 +454,7 @@ class _Counter:
         np.add.at(rows.T, split.row_of, closed.T)
         return (rows[:, :, None] * split.column_sizes).reshape(moments, -1)
 
-    def _idle(
-        self, layer: Layer, trace: Mapping[str, Array], split: Split, moments: int
-    ) -> Array:
+    def _idle(self, layer: Layer, trace: Mapping[str, Array], split: Split, moments: int) -> Array:
         """Updates that change nothing, [M, tiles]: only neurons without bias can idle."""
         if layer.name not in self.idle:
             return np.zeros((moments, split.tiles), np.int64)
@@ -533,7 +525,9 @@ class _Counter:
             size_before = trace[ports["size"].trace][0]
         alive_after = trace[f"{layer.node}:alive"][0] != 0
         size_after = trace[f"{layer.node}:size"][0]
-        gate = next(p for p in layer.paths if p.kind == "control" and _is_gate(self.graph, layer, p))
+        gate = next(
+            p for p in layer.paths if p.kind == "control" and _is_gate(self.graph, layer, p)
+        )
         found = compared != 0
         eligible = (trace[gate.trace][0] != 0) & alive_before & found.any(axis=(0, 3))
         elements = _by_tile_of(found.sum(axis=0) * eligible[..., None], split)

@@ -77,7 +77,8 @@ def weighted_hops(
     """Messages times hops: of all pairs of cores, and of what enters at the first tile.
 
     Args:
-        place: of each core. traffic: [cores, cores] messages. entering: [cores] messages from outside.
+        place: of each core. traffic: [cores, cores] messages. entering: [cores] messages from
+            outside.
     """
     pairs = traffic.tocoo()
     a, b = place[pairs.row], place[pairs.col]
@@ -108,7 +109,7 @@ def arrange(
     Returns:
         int64 [cores].
     """
-    cores = traffic.shape[0]
+    cores = len(entering)
     both = sp.csr_matrix(traffic + traffic.T, dtype=np.float64)
     both.setdiag(0)
     both.eliminate_zeros()
@@ -127,13 +128,13 @@ def arrange(
         temperature = hot * _COOLING ** (step / (rounds - 1))
         _anneal(
             both.indptr, both.indices, both.data, entering, mesh.x, mesh.y, place,
-            moves // rounds, temperature, int(generator.integers(2**31)),
+            moves // rounds, temperature, generator,
         )  # fmt: skip
         if progress:
             progress(step + 1, rounds)
     _anneal(
         both.indptr, both.indices, both.data, entering, mesh.x, mesh.y, place,
-        moves // rounds, 0.0, int(generator.integers(2**31)),
+        moves // rounds, 0.0, generator,
     )  # fmt: skip
     best = weighted_hops(mesh, place, traffic, entering)
     return place if best < weighted_hops(mesh, start, traffic, entering) else start
@@ -168,21 +169,20 @@ def _cost(indptr, indices, data, entering, x, y, place, core, at, other, other_a
 
 
 @numba.njit(cache=True)
-def _anneal(indptr, indices, data, entering, x, y, place, moves, temperature, seed):
+def _anneal(indptr, indices, data, entering, x, y, place, moves, temperature, generator):
     """Propose moves: to anywhere, or next to a core that it talks to."""
-    np.random.seed(seed)
     cores, places = len(place), len(x)
     holder = np.full(places, -1, np.int64)
     for core in range(cores):
         holder[place[core]] = core
     for _ in range(moves):
-        core = np.random.randint(cores)
+        core = int(generator.random() * cores)
         degree = indptr[core + 1] - indptr[core]
-        if degree and np.random.random() < 0.5:
-            friend = indices[indptr[core] + np.random.randint(degree)]
-            at = min(max(place[friend] + np.random.randint(-8, 9), 0), places - 1)
+        if degree and generator.random() < 0.5:
+            friend = indices[indptr[core] + int(generator.random() * degree)]
+            at = min(max(place[friend] + int(generator.random() * 17) - 8, 0), places - 1)
         else:
-            at = np.random.randint(places)
+            at = int(generator.random() * places)
         now = place[core]
         if at == now:
             continue
@@ -193,7 +193,7 @@ def _anneal(indptr, indices, data, entering, x, y, place, moves, temperature, se
             before += _cost(indptr, indices, data, entering, x, y, place, other, at, -1, 0)
             after += _cost(indptr, indices, data, entering, x, y, place, other, now, core, at)
         change = after - before
-        if change <= 0 or (temperature > 0 and np.random.random() < np.exp(-change / temperature)):
+        if change <= 0 or (temperature > 0 and generator.random() < np.exp(-change / temperature)):
             place[core] = at
             holder[at] = core
             holder[now] = other

@@ -24,7 +24,8 @@ from hardware.placement.split import (
 )
 
 _OPEN = 256
-"""Cores that are looked at for room, the latest first: sharing is meant for layers that are near."""
+"""Cores that are looked at for room, the latest first: sharing is meant for layers that are
+near."""
 
 
 @dataclass(frozen=True, eq=False)

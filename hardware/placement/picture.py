@@ -18,10 +18,8 @@ _SHADES = " .:-=+*#%@"
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def tile_grid(
-    placement: Placement, of_core: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Mean of a quantity over the cores of each tile, [rows, columns]; nan where no core is used."""
+def tile_grid(placement: Placement, of_core: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Mean over the cores of each tile, [rows, columns]; nan where no core is used."""
     mesh = placement.mesh
     shape = (int(mesh.y.max()) + 1, int(mesh.x.max()) + 1)
     total, count = np.zeros(shape), np.zeros(shape)
@@ -50,9 +48,7 @@ def as_text(placement: Placement, of_core: npt.NDArray[np.float64]) -> str:
         if y and y % mesh.rows == 0:
             lines.append("-" * (grid.shape[1] + (grid.shape[1] - 1) // mesh.columns))
         cells = ["·" if np.isnan(v) else _SHADES[min(9, int(10 * v))] for v in row]
-        parts = [
-            "".join(cells[x : x + mesh.columns]) for x in range(0, len(cells), mesh.columns)
-        ]
+        parts = ["".join(cells[x : x + mesh.columns]) for x in range(0, len(cells), mesh.columns)]
         lines.append("|".join(parts))
     return "\n".join(lines)
 

@@ -184,9 +184,7 @@ def place(
         ProfileError, EngineError, GraphError: see those who raise them.
     """
     if strategy not in get_args(Choice):
-        raise PlacementError(
-            f"strategy is {strategy!r}; use one of {', '.join(get_args(Choice))}"
-        )
+        raise PlacementError(f"strategy is {strategy!r}; use one of {', '.join(get_args(Choice))}")
     begin = time.monotonic()
     chip = load_profile(profile) if isinstance(profile, str) else profile
     limits = core_limits(chip)
@@ -428,8 +426,8 @@ def notes(placement: Placement) -> list[str]:
                      for layer in placement.network.layers.values())  # fmt: skip
         if graded:
             found.append(
-                f"{graded} layers send values above 1, and {placement.profile.name} has unit spikes "
-                "only: each is counted as one message"
+                f"{graded} layers send values above 1, and {placement.profile.name} has unit "
+                "spikes only: each is counted as one message"
             )
     if not placement.activity.images:
         found.append(

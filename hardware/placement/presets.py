@@ -124,9 +124,7 @@ def _stem(sketch: _Sketch, dim: int, channels: int, size: int) -> str:
     return sketch.add(Add("stem.add", "stem", (0, 0)), in_=(tokens, moved))
 
 
-def _block(
-    sketch: _Sketch, name: str, stream: str, dim: int, heads: int, mlp_ratio: int
-) -> str:
+def _block(sketch: _Sketch, name: str, stream: str, dim: int, heads: int, mlp_ratio: int) -> str:
     q, k, v = (sketch.linear(f"{name}.{part}", stream, dim, dim) for part in ("q", "k", "v"))
     attention = sketch.add(Attention(f"{name}.attention", name, heads, 1.0), q=q, k=k, v=v)
     neuron = f"{name}.attention_neuron"

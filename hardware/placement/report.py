@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from hardware.energy import Cost, EnergyRow
-from hardware.placement.break_even import BreakEven
+from hardware.placement.break_even import LARGEST_BATCH, BreakEven
 from hardware.placement.energy import CAUSES
 from hardware.placement.place import Placement
 from hardware.placement.split import RESOURCES
@@ -84,8 +84,8 @@ def traffic_lines(placement: Placement) -> list[str]:
     )
     messages = placement.traffic.sum() + placement.entering.sum()
     return [
-        f"messages per image {format_count(float(messages))} ({source}); hops {format_count(hops)}, "
-        f"with cores in order {format_count(before)} ({saved:.0%} saved)"
+        f"messages per image {format_count(float(messages))} ({source}); "
+        f"hops {format_count(hops)}, with cores in order {format_count(before)} ({saved:.0%} saved)"
     ]
 
 
@@ -180,7 +180,7 @@ def break_even_table(lines: tuple[BreakEven, ...]) -> Table:
         f"{first.tokens:.1%}",
         ["rival (modelled)"],
         ["batch", "chip", "rival", "firing, surely", "firing, at best", "tokens, surely",
-         "tokens, at best"],
+         "tokens, at best", "up to batch, surely"],
         "Surely: the chip's high end below the rival's low end. At best: its low end below the "
         "rival's high end. 'always': up to one spike a neuron and step, or all tokens.",
     )  # fmt: skip
@@ -192,8 +192,15 @@ def break_even_table(lines: tuple[BreakEven, ...]) -> Table:
             _range(Cost(*line.rival_joules, "assumed")),
             *(_below(x) for x in (line.firing_sure, line.firing_may)),
             *(_below(x) for x in (line.tokens_sure, line.tokens_may)),
+            _batch(line.batch_sure),
         )
     return out
+
+
+def _batch(batch: int) -> str:
+    if batch <= 0:
+        return "none"
+    return f"{batch} or more" if batch >= LARGEST_BATCH else str(batch)
 
 
 def _below(share: float) -> str:

@@ -1,9 +1,10 @@
 """The same placed network and the same spikes through SANA-FE's Loihi model, compared by cause.
 
-SANA-FE (PyPI `sanafe`, optional) simulates neurons, messages and hops of Loihi on its own. Here every
+SANA-FE (PyPI `sanafe`, optional) simulates neurons, messages and hops of Loihi on its own. Here
+every
 neuron of the placed network stands on the same core of the same tile twice: as a *sender* that
-replays the spikes of our engine, and as a Loihi neuron with all its synapses, which computes its own.
-So its spikes are a second opinion on the engine's, and its counts and joules one on ours.
+replays the spikes of our engine, and as a Loihi neuron with all its synapses, which computes its
+own. So its spikes are a second opinion on the engine's, and its counts and joules one on ours.
 
 What SANA-FE does not have, and so is compared as far as it goes: values above 1 (refused), gates
 (it visits the neurons of closed tokens too: listed as a difference), halting scores, merges,
@@ -12,6 +13,7 @@ attention and readouts (left out, listed).
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,10 +45,10 @@ class SanafeComparison:
     Attributes:
         counts: event -> (ours, SANA-FE's): spikes, synaptic operations, messages, hops, updates.
         joules: cause -> (ours, SANA-FE's).
-        explained: what SANA-FE does by its own rules and we do not: cause -> (events, joules), worked
-            out from our side alone. Visits of neurons whose gate is closed (it has no gates), updates
-            of those that still hold a potential, and updates by inputs that add up to 0, which we
-            count as idle.
+        explained: what SANA-FE does by its own rules and we do not: cause -> (events, joules),
+            worked out from our side alone. Visits of neurons whose gate is closed (it has no
+            gates), updates of those that still hold a potential, and updates by inputs that add up
+            to 0, which we count as idle.
         left_out: layers that SANA-FE cannot hold.
         spikes_differ: neurons and steps where its own spikes differ from the engine's.
     """
@@ -125,8 +127,7 @@ class _Twin:
     """The placed network in SANA-FE."""
 
     def __init__(self, placement: Placement, trace: Mapping[str, npt.NDArray]) -> None:
-        import sanafe
-
+        sanafe: Any = importlib.import_module("sanafe")  # compiled, without types
         self.placement, self.trace = placement, trace
         self.network = sanafe.Network()
         self.arch = sanafe.load_loihi()
@@ -147,7 +148,9 @@ class _Twin:
         per_tile = mesh.cores_per_tile
         tile = mesh.x.astype(int) * mesh.rows + mesh.y.astype(int)
         offset = np.arange(mesh.places) % per_tile
-        return [found[t * per_tile + o] for t, o in zip(tile.tolist(), offset.tolist(), strict=True)]
+        return [
+            found[t * per_tile + o] for t, o in zip(tile.tolist(), offset.tolist(), strict=True)
+        ]
 
     def _core_of(self, layer: str) -> npt.NDArray[np.int64]:
         """Place of each neuron, [channels, positions]."""
@@ -182,8 +185,8 @@ class _Twin:
         fullest = max(len(cells) for cells in self.order.values())
         if fullest > _MOST:
             raise PlacementError(
-                f"a core would hold {fullest:,} neurons and senders, SANA-FE's Loihi holds {_MOST:,}; "
-                "place with fewer neurons a core, or compare a smaller network"
+                f"a core would hold {fullest:,} neurons and senders, SANA-FE's Loihi holds "
+                f"{_MOST:,}; place with fewer neurons a core, or compare a smaller network"
             )
         for place in sorted(self.order):
             for cell in self.order[place]:
@@ -272,8 +275,7 @@ class _Twin:
     def _own_spikes(self, trace: Any) -> dict[str, npt.NDArray[np.bool_]]:
         """Spikes of the Loihi neurons, set back by the step that a message takes."""
         out = {
-            layer.name: np.zeros((self.steps, layer.grid.neurons), np.bool_)
-            for layer in self.held
+            layer.name: np.zeros((self.steps, layer.grid.neurons), np.bool_) for layer in self.held
         }
         for step, addresses in enumerate(trace):
             for address in addresses:
@@ -293,7 +295,7 @@ def _relay() -> dict[str, Any]:
 
 
 def _lif(node: LIF, layer: Layer) -> list[dict[str, Any]]:
-    """Our fixed point in SANA-FE's units, which are 64 of ours; its first step adds only the bias."""
+    """Our fixed point in SANA-FE's units (64 of ours); its first step adds only the bias."""
     constants = node.constants
     assert constants is not None  # quantised
     if constants.du != DECAY_UNITY - 1:
@@ -339,9 +341,7 @@ def _synapses(path: Path, layer: Layer) -> Iterator[tuple[int, int, float]]:
         )
 
 
-def _linear(
-    path: Path, weight: npt.NDArray, positions: int
-) -> Iterator[tuple[int, int, float]]:
+def _linear(path: Path, weight: npt.NDArray, positions: int) -> Iterator[tuple[int, int, float]]:
     outputs, inputs = weight.shape
     if path.flatten:
         flat = np.arange(inputs)
@@ -440,7 +440,7 @@ def _data_hops(layer: LayerEvents) -> tuple[int, int]:
 
 
 def _message_joules(layer: LayerEvents) -> float:
-    """Messages into a layer; those of the image are sent by SANA-FE's senders, and so priced too."""
+    """Messages into a layer; those of the image too, which SANA-FE's senders send and pay for."""
     prices = load_profile("loihi1_calibrated").energy
     messages = layer.sum("received") - layer.sum("control")
     east, north = _data_hops(layer)

@@ -4,8 +4,8 @@ A tile is some positions times some channels of a layer. What it needs:
 
 * neurons: its positions times its channels;
 * synapse memory: the weights of its channels once, whatever the number of positions, since a
-  convolution or a Linear over tokens uses the same weights at all of them. Each source channel has a
-  list of weights, and lists take whole words. Sums, pools and relays share one word a path. An
+  convolution or a Linear over tokens uses the same weights at all of them. Each source channel has
+  a list of weights, and lists take whole words. Sums, pools and relays share one word a path. An
   attention keeps its table (or its scores), a halting score its look-up table;
 * in-axons: one for each source position and path (the channel travels in the message). What an
   attention or a Readout's sum takes may also come by one for each channel (the token travels in the
@@ -163,9 +163,7 @@ def cut(
 # --- what tiles need ---
 
 
-def needs(
-    split: Split, network: Network, readers: Mapping[str, Split], limits: CoreLimits
-) -> Ints:
+def needs(split: Split, network: Network, readers: Mapping[str, Split], limits: CoreLimits) -> Ints:
     """Resources of each tile, int64 [tiles, 4] in the order of `RESOURCES`.
 
     Args:
@@ -295,7 +293,8 @@ def _axons_of_path(path: Path, split: Split, target: Split) -> Ints:
 def _rows_reading(path: Path, target: Split) -> Ints:
     """How many rows of the target each source position reaches, int64 [source positions]."""
     reached = position_fan(path, target.row_of, target.rows)
-    return np.bincount(reached.indices, minlength=reached.shape[1])
+    sources = 1 if path.flatten else path.grid.positions
+    return np.bincount(reached.indices, minlength=sources)
 
 
 def _axons_of_flat(path: Path, split: Split, classes: Ints, fan: Ints) -> Ints:
@@ -341,8 +340,8 @@ def _check_weights(layer: Layer, path: Path, limits: CoreLimits, profile: Profil
     if largest > 2**limits.weight_bits:
         raise PlacementError(
             f"{layer.label}: its weights reach {largest}, a mixed-sign synapse of {profile.name} "
-            f"holds up to {2**limits.weight_bits:.0f} ({limits.weight_bits:.0f} bits, even values); "
-            "quantise with a smaller scale"
+            f"holds up to {2**limits.weight_bits:.0f} ({limits.weight_bits:.0f} bits, even "
+            "values); quantise with a smaller scale"
         )
 
 
@@ -377,7 +376,12 @@ def split_layer(
         return bool((worst <= limits.array).all())
 
     if not fits(positions, channels):
-        _refuse(layer, worst_needs(tried(positions, channels), network, readers, limits), limits, profile)
+        _refuse(
+            layer,
+            worst_needs(tried(positions, channels), network, readers, limits),
+            limits,
+            profile,
+        )
     if strategy == "channel-major":
         rows, columns = _coarsest(lambda r, c: fits(r, c), positions, channels)
     else:

@@ -6,7 +6,8 @@ import numba
 import numpy as np
 
 MESSAGES, UNROLLED, GRADED = range(3)
-"""Columns: non-zero values, the spikes that they stand for, and those above (or below) one spike."""
+"""Columns: non-zero values, the spikes that they stand for, and those above (or below) one
+spike."""
 
 
 @numba.njit(cache=True, parallel=True)

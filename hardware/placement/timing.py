@@ -78,7 +78,8 @@ _RELAYS = ("Add", "Attention", "Merge")
 
 
 class Clock:
-    """Adds up the time of every step of every core; `start`, many of `travel` and `work`, `finish`."""
+    """Adds up the time of every step of every core; `start`, many of `travel` and `work`,
+    `finish`."""
 
     def __init__(self, placement: Placement, graph: Graph) -> None:
         self.placement, self.graph = placement, graph

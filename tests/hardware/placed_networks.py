@@ -54,7 +54,7 @@ def conv(seed: int = 0) -> Graph:
 
 
 def residual(seed: int = 0) -> Graph:
-    """A residual branch that writes the channels that the stream leaves free, so that sums stay 1."""
+    """A residual branch that writes channels which the stream leaves free: sums stay 1."""
     s = Sketch(seed)
     s.node(Input("image", "", (6, 8), 1))
     first = s.weights(8, 8)
@@ -76,7 +76,7 @@ def residual(seed: int = 0) -> Graph:
 
 
 def gated(seed: int = 0) -> Graph:
-    """Tokens whose gates close; neurons behind gates have no bias, so that SANA-FE's stay silent."""
+    """Tokens whose gates close; without bias, so that SANA-FE's neurons behind gates are silent."""
     s = Sketch(seed)
     s.node(Input("image", "", (10, 8), 1))
     s.node(Linear("fc0", "net.fc0", s.weights(8, 8), None), in_="image")

@@ -13,7 +13,7 @@ from placed_networks import NETWORKS, spikes_for
 from test_placement import GRAPHS, chip
 from tiny_networks import Adaptive, Sketch, images_for
 
-from atsnn.fixed_point import halting_table, halting_threshold
+from atsnn.fixed_point import halting_table
 from export.graph import Add, Gate, Graph, HaltingScore, Input, Linear, Output, Readout
 from hardware.energy import ADAPTIVE, ALL_TOKENS
 from hardware.engine import run
@@ -214,7 +214,9 @@ class TestEnergy:
         self, placed: tuple[Placement, PlacedEvents], data: st.DataObject
     ) -> None:
         placement, events = placed
-        names = [name for name in EnergyPrices.model_fields if getattr(placement.profile.energy, name)]
+        names = [
+            name for name in EnergyPrices.model_fields if getattr(placement.profile.energy, name)
+        ]
         name = data.draw(st.sampled_from(names))
         factor = data.draw(st.floats(0, 100))
         at_0, at_1, at_f = (

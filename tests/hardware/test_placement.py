@@ -70,9 +70,8 @@ class TestEveryNeuronOnceWithinEveryLimit:
     ) -> None:
         try:
             placement = place(graph, profile, strategy)
-        except PlacementError as refusal:
-            assert profile.name in str(refusal)  # and nothing was placed
-            return
+        except PlacementError:
+            return  # refused as a whole: nothing was placed
         assert violations(placement) == []
         used = np.zeros((placement.cores, 4), np.int64)
         for name, layer in placement.network.layers.items():
@@ -81,7 +80,9 @@ class TestEveryNeuronOnceWithinEveryLimit:
             assert tile.shape == (layer.grid.positions, layer.grid.channels)
             assert 0 <= tile.min() <= tile.max() < split.tiles
             assert len(set(cores.tolist())) == split.tiles  # no two tiles of a layer on one core
-            np.add.at(used, cores, needs(split, placement.network, placement.splits, placement.limits))
+            np.add.at(
+                used, cores, needs(split, placement.network, placement.splits, placement.limits)
+            )
         assert (used == placement.packing.used).all()
         assert (used <= placement.limits.array).all()
         assert placement.cores >= max(placement.bounds.values())
@@ -164,7 +165,7 @@ def _taps_inside(conv: Conv, ones: np.ndarray) -> int:
     height, width = ones.shape
     _, _, kernel_y, kernel_x = conv.weight.shape
     rows = (height + 2 * conv.padding[0] - conv.dilation[0] * (kernel_y - 1) - 1) // conv.stride[0]
-    columns = (width + 2 * conv.padding[1] - conv.dilation[1] * (kernel_x - 1) - 1)
+    columns = width + 2 * conv.padding[1] - conv.dilation[1] * (kernel_x - 1) - 1
     columns //= conv.stride[1]
     for oy in range(rows + 1):
         for ox in range(columns + 1):
@@ -191,9 +192,7 @@ class TestStrategies:
         limits, layer = core_limits(profile), network.layers["block1.attention"]
         for strategy in STRATEGIES:
             table = split_layer(layer, strategy, network, {}, profile, limits)
-            scores = split_layer(
-                layer, strategy, network, {}, profile, limits, order="(q k^T) v"
-            )
+            scores = split_layer(layer, strategy, network, {}, profile, limits, order="(q k^T) v")
             assert (table.rows, scores.columns) == (1, 1)
 
     def test_auto_costs_no_more_than_the_better_one_on_its_own_images(self) -> None:
@@ -252,7 +251,9 @@ class TestPresets:
         from atsnn.spikformer import Spikformer
         from export import compile_spikformer
 
-        config = ModelConfig(in_channels=3, image_size=(8, 8), classes=10, blocks=1, dim=16, heads=2)
+        config = ModelConfig(
+            in_channels=3, image_size=(8, 8), classes=10, blocks=1, dim=16, heads=2
+        )
         model = Spikformer(config).eval()
         compiled = compile_spikformer(quantize_model(model))
         shape = spikformer_shape(1, 16, 2, 8)
@@ -311,11 +312,15 @@ class TestRefusals:
             *(e for e in graph.edges if e != first),
             Edge(first.source, first.target, first.source_port, first.target_port, 0, 63),
         ), graph.steps, True)  # fmt: skip
-        with pytest.raises(PlacementError, match=r"wait 63 steps, loihi1 holds them for at most 62"):
+        with pytest.raises(
+            PlacementError, match=r"wait 63 steps, loihi1 holds them for at most 62"
+        ):
             place(late, "loihi1")
 
     def test_weights_wider_than_the_chip_holds(self) -> None:
-        with pytest.raises(PlacementError, match=r"its weights reach \d+, .* holds up to 16 \(4 bits"):
+        with pytest.raises(
+            PlacementError, match=r"its weights reach \d+, .* holds up to 16 \(4 bits"
+        ):
             place(Adaptive().build(), chip(weight_bits=4))
 
     def test_a_convention_has_no_cores(self) -> None:

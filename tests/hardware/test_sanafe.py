@@ -59,7 +59,9 @@ class TestRefusals:
     def test_values_above_one(self) -> None:
         graph = Adaptive(gates=False).build()
         images = images_for(graph, 1)
-        with pytest.raises(PlacementError, match=r"sends values up to \d+, SANA-FE has unit spikes"):
+        with pytest.raises(
+            PlacementError, match=r"sends values up to \d+, SANA-FE has unit spikes"
+        ):
             compare(place(graph, "loihi1_calibrated"), images)
 
     def test_more_than_one_chip(self) -> None:
@@ -70,7 +72,9 @@ class TestRefusals:
 
     def test_a_core_that_would_be_too_full(self) -> None:
         graph = NETWORKS["conv"]()
-        with pytest.raises(PlacementError, match=r"neurons and senders, SANA-FE's Loihi holds 1,024"):
+        with pytest.raises(
+            PlacementError, match=r"neurons and senders, SANA-FE's Loihi holds 1,024"
+        ):
             compare(place(graph, "loihi1_calibrated"), np.zeros_like(spikes_for(graph, 1)))
 
 
