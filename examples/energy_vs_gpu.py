@@ -1,8 +1,8 @@
 """Energy per image on a chip's cores, and beside a GPU, a CPU and a quantised ANN.
 
-Shows: the network in four forms (all tokens, halting, merging, both), each placed on the cores of a
-chip and counted on real images; its rivals; and where the chip stops winning. With an NVIDIA GPU the
-GPU rows are measured through NVML; without one they are modelled, and say so in one line.
+Shows: the network in four forms (all tokens, halting, merging, both), each placed on the cores of
+a chip and counted on real images; its rivals; and where the chip stops winning. With an NVIDIA GPU
+the GPU rows are measured through NVML; without one they are modelled, and say so in one line.
 Prints: the assumptions first, then the tables. Joules of different conventions must not be compared.
 
     python examples/energy_vs_gpu.py --images 128 --profile loihi1_calibrated --gpu auto
@@ -23,10 +23,10 @@ from hardware.placement.report import break_even_table, energy_placed_table, riv
 from hardware.placement.table import RIVAL_GPUS, placed_table
 
 ASSUMPTIONS = """Assumptions
-- Chip rows are a model: events counted to the last one, times prices from a file. Nothing ran on a chip.
+- Chip rows are a model: events counted to the last one, times prices from a file. No chip was run.
 - SOPs: messages times fan-out, attention and the position branch included; zero weights count.
 - The first layer counts: its pixels are sent, and priced, at every time step.
-- Memory: on a chip a price per operation includes the fetch of its weight; 45 nm rows have no memory.
+- Memory: a chip's price per operation includes the fetch of its weight; 45 nm rows have none.
 - Messages: one for each core that reads, hops by XY routing; links never wait for each other.
 - Idle: updates that change nothing, and the chip's static power while images stream.
 - A closed gate costs one message to each core it concerns, and its neurons nothing.

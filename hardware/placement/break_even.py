@@ -212,27 +212,49 @@ def plot(
     path: str,
     batches: tuple[int, ...] = (1, BEST_BATCH),
 ) -> None:
-    """Energy over firing rate: a band for each chip and for each rival and batch."""
+    """Energy over firing rate, a panel for each batch: a band for each chip, bars for the rivals.
+
+    A chip surely wins where its band lies below the foot of a rival's bar. Written as PNG, SVG or
+    PDF, by the suffix of `path`.
+    """
     from hardware.placement.picture import figure, save
 
-    drawing, axes = figure(1, 9.0, 6.0)
+    drawing, axes = figure(len(batches), 10.0, 5.0 * len(batches))
     rates = np.geomspace(1e-3, 1.0, 200)
-    for system in systems:
-        model = chip_model(system)
-        band = np.array([model.joules(rate, model.tokens) for rate in rates])
-        name = f"{system.placement.profile.name}, {system.name} (a model in pJ)"
-        axes[0].fill_between(rates, band[:, 0], band[:, 1], alpha=0.35, label=name)
-        axes[0].axvline(model.firing, linestyle=":", color="0.4")
     work = gpu_work(systems[0].placement.network.graph)
-    for rival in rivals:
-        profile = load_profile(rival) if isinstance(rival, str) else rival
-        for batch in batches:
-            low, high, _ = modelled(work, profile, batch)
-            label = f"{profile.name}, batch {batch} (modelled)"
-            axes[0].fill_between(rates, low, high, alpha=0.15, label=label, hatch="//")
-    axes[0].set(
-        xscale="log", yscale="log", xlabel="firing rate (spikes per neuron and step)",
-        ylabel="energy per image (J)", title="Where a chip wins; dotted: as measured",
-    )  # fmt: skip
-    axes[0].legend(fontsize=7)
+    for axis, batch in zip(axes, batches, strict=True):
+        for index, system in enumerate(systems):
+            _draw_chip(axis, system, rates, f"C{index}")
+        at = np.geomspace(2.2, 50, 2 * len(rivals))
+        names = []
+        for index, rival in enumerate(rivals):
+            profile = load_profile(rival) if isinstance(rival, str) else rival
+            for ann, job in enumerate((work, work.one_pass())):
+                low, high, _ = modelled(job, profile, batch)
+                where = at[2 * index + ann]
+                axis.plot([where, where], [low, high], color="0.55" if ann else "0.2", linewidth=6)
+                names.append(f"{profile.name}, {'8-bit ANN' if ann else 'SNN'}")
+        axis.set(
+            xscale="log",
+            yscale="log",
+            xlabel="firing rate (spikes per neuron and step); rivals on the right",
+            ylabel="energy per image (J)",
+            title=f"Chips are models in pJ; rivals at batch {batch} are modelled, with their range",
+        )
+        axis.set_xticks([1e-3, 1e-2, 1e-1, 1, *at], ["0.1 %", "1 %", "10 %", "100 %", *names])
+        axis.tick_params(axis="x", which="minor", bottom=False)
+        for label in axis.get_xticklabels()[4:]:
+            label.set(rotation=40, ha="right", fontsize=7)
+        axis.legend(fontsize=8, loc="upper left")
     save(drawing, path)
+
+
+def _draw_chip(axis: Any, system: PlacedSystem, rates: npt.NDArray, colour: str) -> None:
+    model = chip_model(system)
+    band = np.array([model.joules(rate, model.tokens) for rate in rates])
+    middle = np.sqrt(band[:, 0] * band[:, 1])
+    name = f"{system.placement.profile.name}, tokens {model.tokens:.0%}"
+    axis.fill_between(rates, band[:, 0], band[:, 1], alpha=0.2, color=colour)
+    axis.plot(rates, middle, color=colour, label=name)
+    measured = np.sqrt(np.prod(model.joules(model.firing, model.tokens)))
+    axis.plot([model.firing], [measured], "o", color=colour)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from export.graph import Graph
+from export.validation import validate
 from hardware.errors import PlacementError
 from hardware.placement.activity import Activity, assumed, measured
 from hardware.placement.flows import flow_of, flows_of
@@ -188,7 +189,7 @@ def place(
     begin = time.monotonic()
     chip = load_profile(profile) if isinstance(profile, str) else profile
     limits = core_limits(chip)
-    network = network_of(graph)
+    network = network_of(validate(graph))
     check_network(network, limits, chip)
     if activity is None:
         activity = _activity(network, images, progress)

@@ -270,7 +270,7 @@ class TestTable:
     def test_profiles_of_the_wrong_kind(self) -> None:
         with pytest.raises(ProfileError, match="'a100' is a gpu, but a chip or convention"):
             energy_table(conv_network(), images_for(conv_network(), 1), profile="a100")
-        with pytest.raises(ProfileError, match="'loihi1' is a chip, but a gpu is wanted"):
+        with pytest.raises(ProfileError, match="'loihi1' is a chip, but a gpu or cpu is wanted"):
             energy_table(conv_network(), images_for(conv_network(), 1), gpu_profile="loihi1")
 
     def test_progress_counts_both_runs(self) -> None:

@@ -35,11 +35,12 @@ def chip(base: str = "loihi1", **limits: int) -> Profile:
 def random_graph(kind: str, seed: int) -> Graph:
     if kind == "adaptive":
         rng = np.random.default_rng(seed)
+        gates = bool(rng.integers(2))
         return Adaptive(
             seed,
             blocks=int(rng.integers(1, 3)),
-            gates=bool(rng.integers(2)),
-            merge=int(rng.integers(0, 3)),
+            gates=gates,
+            merge=int(rng.integers(0, 3)) if gates else 0,
             fraction_bits=int(rng.integers(0, 3)),
         ).build()
     if kind == "tiny conv":
