@@ -1,4 +1,4 @@
-"""`atsnn-export graph | lava | onnx | verify | run | energy | demo`."""
+"""`atsnn-export graph | lava | onnx | verify | run | energy | demo`, and those of `cli_place`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atsnn.errors import AtsnnError
+from export.cli_place import register
 from export.errors import LavaUnavailableError, UnsupportedTargetError
 
 if TYPE_CHECKING:
@@ -715,6 +716,9 @@ def _operations_table(energy: EnergyTable) -> Table:
         saved = 1 - adaptive / dense if dense else 0.0
         table.add_row(label, f"{dense:,.0f}", f"{adaptive:,.0f}", f"{saved:.1%}")
     return table
+
+
+register(command)
 
 
 # --- what several commands share ---

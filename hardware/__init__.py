@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hardware.energy import EnergyRow, EnergyTable, energy_table
     from hardware.engine import EngineResult, run
     from hardware.events import EventCounts
+    from hardware.placement import Placement, measure, place, placed_cost
     from hardware.variants import open_all_gates
     from hardware.verify import Stage, StageResult, VerificationResult
 
@@ -24,6 +25,10 @@ _HOME = {
     "run": "hardware.engine",
     "EventCounts": "hardware.events",
     "open_all_gates": "hardware.variants",
+    "Placement": "hardware.placement",
+    "place": "hardware.placement",
+    "measure": "hardware.placement",
+    "placed_cost": "hardware.placement",
     "Stage": "hardware.verify",
     "StageResult": "hardware.verify",
     "VerificationResult": "hardware.verify",
@@ -40,6 +45,10 @@ __all__ = [
     "EnergyRow",
     "EnergyTable",
     "energy_table",
+    "Placement",
+    "place",
+    "measure",
+    "placed_cost",
 ]
 
 

@@ -140,7 +140,10 @@ def energy_table(
     """
     if gpu not in ("auto", "modelled", "measured", "none"):
         raise GpuMeasurementError(f"gpu is {gpu!r}; use auto, modelled, measured or none")
-    chip, gpu_figures = _profile(profile, ("chip", "convention")), _profile(gpu_profile, ("gpu",))
+    chip, gpu_figures = (
+        _profile(profile, ("chip", "convention")),
+        _profile(gpu_profile, ("gpu", "cpu")),
+    )
     dense_graph = open_all_gates(graph)
     gated = len(dense_graph.nodes) < len(graph.nodes)
     count = images.shape[image_axis(graph, images)]
@@ -154,7 +157,7 @@ def energy_table(
         *_spiking_rows(system, all_tokens, chip),
         *(_spiking_rows(ADAPTIVE, adaptive, chip) if gated else ()),
         *(ann_row(all_tokens, load_profile(name)) for name in ANN_CONVENTIONS),
-        *_gpu_rows(system, dense_graph, images, gpu, gpu_figures),
+        *gpu_rows(system, dense_graph, images, gpu, gpu_figures),
     ]
     return EnergyTable(tuple(rows), count, average, all_tokens, adaptive)
 
@@ -313,16 +316,22 @@ def ann_row(events: EventCounts, profile: Profile) -> EnergyRow:
 # --- GPUs ---
 
 
-def _gpu_rows(
+def gpu_rows(
     system: str, graph: Graph, images: npt.NDArray[np.uint8], gpu: str, profile: Profile
 ) -> list[EnergyRow]:
-    """Measured where that is wanted and possible, else modelled."""
+    """The dense network on a GPU or CPU: measured where wanted and possible, else modelled.
+
+    Args:
+        system: what computes, for the first column.
+        gpu: "auto", "measured", "modelled" or "none".
+        profile: of the GPU or CPU that is modelled.
+    """
     if gpu == "none":
         return []
     work = gpu_work(graph)
     problem = ""
     rows: list[EnergyRow] = []
-    if gpu != "modelled":
+    if gpu != "modelled" and profile.kind == "gpu":
         try:
             rows = [
                 measured_row(measure_graph(graph, images, batch), work, batch, system)
@@ -344,7 +353,7 @@ def modelled_row(
     low, high, grade = modelled(work, profile, batch)
     cost = Cost(low, high, grade)
     return EnergyRow(
-        f"{system}, on a GPU, batch {batch}",
+        f"{system}, on a {profile.kind.upper()}, batch {batch}",
         f"{profile.convention} (modelled)",
         grade,
         cost.middle,

@@ -1,4 +1,4 @@
-"""Errors of engine, verification, profiles, energy and GPU measurement."""
+"""Errors of engine, verification, profiles, placement, energy and GPU measurement."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class VerificationError(AtsnnError):
 
 class GpuMeasurementError(AtsnnError):
     """A GPU trace that cannot be evaluated."""
+
+
+class PlacementError(AtsnnError):
+    """A network that does not fit the cores of a chip: names layer, both numbers and the mend."""
 
 
 class LavaRuntimeError(AtsnnError, RuntimeError):

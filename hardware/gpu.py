@@ -461,9 +461,9 @@ def modelled(work: GpuWork, profile: Profile, batch: int) -> tuple[float, float,
     is that time at the power of batch 1 or of a busy board.
 
     Raises:
-        ProfileError: not a GPU profile.
+        ProfileError: not the profile of a GPU or a CPU.
     """
-    gpu = profile.gpu
+    gpu = profile.processor
     if gpu is None:
         raise ProfileError(f"profile '{profile.name}' is a {profile.kind}, a GPU is wanted here")
     peak = gpu.peak_int8 if work.int8 else gpu.peak_fp32

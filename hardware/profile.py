@@ -1,4 +1,4 @@
-"""Profiles of chips, conventions and GPUs: numbers that each carry unit, source and grade.
+"""Profiles of chips, conventions, GPUs and CPUs: numbers that each carry unit, source and grade.
 
 A profile is a YAML file. Every number is written as
 
@@ -11,7 +11,7 @@ number without unit, source or grade, a unit of the wrong kind, and a field that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -37,6 +37,7 @@ _UNITS: dict[str, dict[str, float]] = {
     "ratio": {"1": 1.0},
     "count": {
         "cores": 1, "neurons": 1, "axons": 1, "bits": 1, "bytes": 1, "KiB": 1024, "operations": 1,
+        "tiles": 1, "steps": 1, "slots": 1,
     },
 }  # fmt: skip
 
@@ -96,8 +97,9 @@ class EnergyPrices(_Strict):
 
     With `synaptic_operation`, every SOP costs that (in a convolution `convolution_operation`, if
     there is such a price); else additions and MACs cost `accumulate` and `multiply_accumulate`.
-    Neuron updates and spikes cost nothing where no price is given. The prices of traffic between
-    cores are kept for a placement; nothing here uses them.
+    Neuron updates and spikes cost nothing where no price is given. The prices of traffic (messages,
+    hops, chip crossings) count once a network is placed (`hardware.placement`): a message is a
+    spike that one core sends to one other core, or to itself.
     """
 
     synaptic_operation: Quantity | None = None
@@ -108,9 +110,37 @@ class EnergyPrices(_Strict):
     neuron_update_idle: Quantity | None = None
     spike: Quantity | None = None
     message_out: Quantity | None = None
+    message_in: Quantity | None = None
     spike_within_tile: Quantity | None = None
     hop_east_west: Quantity | None = None
     hop_north_south: Quantity | None = None
+    chip_crossing: Quantity | None = None
+
+
+class Latencies(_Strict):
+    """Time of one event on its core, of one hop, and of the barrier that ends every time step.
+
+    Events that a profile gives no time for take none. A range of `barrier` spans a chip with one
+    busy tile and one with all of them busy.
+    """
+
+    synaptic_operation: Quantity | None = None
+    convolution_operation: Quantity | None = None
+    neuron_update_active: Quantity | None = None
+    neuron_update_idle: Quantity | None = None
+    spike: Quantity | None = None
+    message_out: Quantity | None = None
+    message_in: Quantity | None = None
+    hop_east_west: Quantity | None = None
+    hop_north_south: Quantity | None = None
+    chip_crossing: Quantity | None = None
+    barrier: Quantity | None = None
+
+
+class ChipPower(_Strict):
+    """Power that a chip draws whatever it computes."""
+
+    static_per_chip: Quantity | None = None
 
 
 class Limits(_Strict):
@@ -121,24 +151,36 @@ class Limits(_Strict):
     in_axons_per_core: Quantity | None = None
     out_axons_per_core: Quantity | None = None
     synapse_memory_per_core: Quantity | None = None
+    synapse_word: Quantity | None = None
+    """Synapse memory is taken in words of so many bits, a list of weights at a time."""
+    out_axon_slots: Quantity | None = None
+    """Slots that the out-axon of a group of neurons takes, per group and target core."""
+    delay_steps: Quantity | None = None
+    """Longest time that a message can be held, in steps."""
     weight_bits: Quantity | None = None
     graded_spike_bits: Quantity | None = None
     """0: the chip has unit spikes only."""
+    cores_per_tile: Quantity | None = None
+    mesh_columns: Quantity | None = None
+    mesh_rows: Quantity | None = None
+    """Tiles of one chip, east-west and north-south. Without them: one core a tile, a square."""
 
 
 class GpuFigures(_Strict):
-    """What the roofline of a GPU needs.
+    """What the roofline of a GPU or a CPU needs.
 
     Attributes:
-        peak_fp32, peak_int8: operations per second (a MAC is two).
+        peak_fp32, peak_fp16, peak_int8: operations per second (a MAC is two).
         memory_bandwidth: bytes per second.
         utilisation: share of the peak that a large batch reaches.
         operation_overhead: time that one small kernel takes at batch 1, whatever it computes.
         operations_per_node: kernels per node and time step.
         idle_power, single_power, busy_power: of the board at rest, at batch 1, at a large batch.
+        board_power: the most that the board may draw.
     """
 
     peak_fp32: Quantity
+    peak_fp16: Quantity | None = None
     peak_int8: Quantity
     memory_bandwidth: Quantity
     utilisation: Quantity
@@ -147,12 +189,12 @@ class GpuFigures(_Strict):
     idle_power: Quantity
     single_power: Quantity
     busy_power: Quantity
+    board_power: Quantity | None = None
 
 
-_DIMENSIONS: dict[str, str] = {
-    **dict.fromkeys(EnergyPrices.model_fields, "energy"),
-    **dict.fromkeys(Limits.model_fields, "count"),
+_PROCESSOR = {
     "peak_fp32": "rate",
+    "peak_fp16": "rate",
     "peak_int8": "rate",
     "memory_bandwidth": "bandwidth",
     "utilisation": "ratio",
@@ -161,6 +203,15 @@ _DIMENSIONS: dict[str, str] = {
     "idle_power": "power",
     "single_power": "power",
     "busy_power": "power",
+    "board_power": "power",
+}
+_DIMENSIONS: dict[str, dict[str, str]] = {
+    "energy": dict.fromkeys(EnergyPrices.model_fields, "energy"),
+    "time": dict.fromkeys(Latencies.model_fields, "time"),
+    "power": dict.fromkeys(ChipPower.model_fields, "power"),
+    "limits": dict.fromkeys(Limits.model_fields, "count"),
+    "gpu": _PROCESSOR,
+    "cpu": _PROCESSOR,
 }
 
 
@@ -178,37 +229,56 @@ def _check_operations(prices: EnergyPrices) -> None:
 
 
 class Profile(_Strict):
-    """One chip, convention or GPU.
+    """One chip, convention, GPU or CPU.
 
     Attributes:
         name: short name, as on the command line.
-        kind: chip, convention or gpu.
+        kind: chip, convention, gpu or cpu.
         convention: the words that stand beside every joule computed from it.
         note: what the reader must know, in one or two sentences.
     """
 
     name: str = Field(min_length=1)
-    kind: Literal["chip", "convention", "gpu"]
+    kind: Literal["chip", "convention", "gpu", "cpu"]
     convention: str = Field(min_length=1)
     note: str = ""
     energy: EnergyPrices = EnergyPrices()
+    time: Latencies = Latencies()
+    power: ChipPower = ChipPower()
     limits: Limits = Limits()
     gpu: GpuFigures | None = None
+    cpu: GpuFigures | None = None
 
     @model_validator(mode="after")
     def _has_what_its_kind_needs(self) -> Profile:
-        if (self.kind == "gpu") != (self.gpu is not None):
-            raise ValueError("a profile of kind gpu has a section gpu, and no other kind has one")
-        if self.kind != "gpu" and not any(quantity for _, quantity in self.energy):
-            raise ValueError("it prices no event: give at least one number under energy")
-        if self.kind != "gpu":
+        for kind, figures in (("gpu", self.gpu), ("cpu", self.cpu)):
+            if (self.kind == kind) != (figures is not None):
+                raise ValueError(
+                    f"a profile of kind {kind} has a section {kind}, and no other kind has one"
+                )
+        if self.processor is None:
+            if not any(quantity for _, quantity in self.energy):
+                raise ValueError("it prices no event: give at least one number under energy")
             _check_operations(self.energy)
-        for section in (self.energy, self.limits, self.gpu):
-            for field, quantity in section or ():
-                if quantity is not None and quantity.unit not in _UNITS[_DIMENSIONS[field]]:
-                    known = ", ".join(_UNITS[_DIMENSIONS[field]])
-                    raise ValueError(f"{field} has unit '{quantity.unit}'; use one of {known}")
+        for section, field, quantity in self.quantities():
+            known = _UNITS[_DIMENSIONS[section][field]]
+            if quantity.unit not in known:
+                raise ValueError(
+                    f"{field} has unit '{quantity.unit}'; use one of {', '.join(known)}"
+                )
         return self
+
+    @property
+    def processor(self) -> GpuFigures | None:
+        """The figures of a GPU or a CPU; None for a chip or a convention."""
+        return self.gpu or self.cpu
+
+    def quantities(self) -> Iterator[tuple[str, str, Quantity]]:
+        """Every number of the profile: (section, field, quantity)."""
+        for section in _DIMENSIONS:
+            for field, quantity in getattr(self, section) or ():
+                if quantity is not None:
+                    yield section, field, quantity
 
 
 def profile_names(kind: str | None = None) -> tuple[str, ...]:

@@ -119,7 +119,7 @@ class TestPrices:
         graph = conv_network()
         counted = run(graph, images_for(graph, 2)).events
         assert counted is not None
-        costs = price(counted, load_profile("loihi1-sanafe"))
+        costs = price(counted, load_profile("loihi1_calibrated"))
         convolved = counted["conv1"].mean("sops") + counted["conv2"].mean("sops")
         others = counted.mean("sops") - convolved
         assert costs["convolution operations"].low == pytest.approx(convolved * 24.0e-12)
@@ -270,7 +270,7 @@ class TestTable:
     def test_profiles_of_the_wrong_kind(self) -> None:
         with pytest.raises(ProfileError, match="'a100' is a gpu, but a chip or convention"):
             energy_table(conv_network(), images_for(conv_network(), 1), profile="a100")
-        with pytest.raises(ProfileError, match="'loihi1' is a chip, but a gpu is wanted"):
+        with pytest.raises(ProfileError, match="'loihi1' is a chip, but a gpu or cpu is wanted"):
             energy_table(conv_network(), images_for(conv_network(), 1), gpu_profile="loihi1")
 
     def test_progress_counts_both_runs(self) -> None:

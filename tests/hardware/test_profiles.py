@@ -29,9 +29,10 @@ class TestShippedProfiles:
         assert load_profile(name).name == name
 
     def test_are_these(self) -> None:
-        assert profile_names("chip") == ("loihi1", "loihi1-sanafe")
+        assert profile_names("chip") == ("loihi1", "loihi1_calibrated", "loihi2")
         assert profile_names("convention") == ("45nm-fp32", "45nm-int8", "spikformer-77fj")
-        assert profile_names("gpu") == ("a100", "jetson-orin-nano")
+        assert profile_names("gpu") == ("a100", "h100", "jetson-orin-nano")
+        assert profile_names("cpu") == ("xeon-8380",)
 
     def test_loihi_1_is_table_2_of_davies_2018(self) -> None:
         energy = load_profile("loihi1").energy
@@ -48,7 +49,7 @@ class TestShippedProfiles:
 
     def test_loihi_1_of_sana_fe_is_its_architecture_file(self) -> None:
         """Access 51.2 pJ at every step; update 21.6 pJ on top where something changes."""
-        energy = load_profile("loihi1-sanafe").energy
+        energy = load_profile("loihi1_calibrated").energy
         table = {name: quantity.value for name, quantity in energy if quantity}
         assert table == {
             "synaptic_operation": 35.5,
