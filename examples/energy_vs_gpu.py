@@ -3,7 +3,7 @@
 Shows: the network in four forms (all tokens, halting, merging, both), each placed on the cores of
 a chip and counted on real images; its rivals; and where the chip stops winning. With an NVIDIA GPU
 the GPU rows are measured through NVML; without one they are modelled, and say so in one line.
-Prints: the assumptions first, then the tables. Joules of different conventions must not be compared.
+Prints: the assumptions, then the tables. Joules of different conventions must not be compared.
 
     python examples/energy_vs_gpu.py --images 128 --profile loihi1_calibrated --gpu auto
 """
