@@ -179,7 +179,8 @@ def _built_in(
     times = medians(options.turn(part.value, actions))
     rows = []
     for how in graphs:
-        rows += beside(f"built-in model, {how}", times[how], found, times)
+        what = f"built-in model, {how}, {len(images):,} images"
+        rows += beside(what, times[how], found, times)
     for how in graphs if uncounted else ():
         what, without = f"built-in model, {how}, events counted", times[f"{how}, {UNCOUNTED}"]
         rows.append(Comparison(what, times[how], UNCOUNTED, without))
@@ -187,7 +188,7 @@ def _built_in(
         few = images[:512]
         notes.append(f"Built-in model, {how}, first {len(few)}: {describe(graph, few)}")
     title = f"Built-in model, {len(images):,} images"
-    return Section(part.value, title, rows, [f"{len(images):,} images", *notes])
+    return Section(part.value, title, rows, notes)
 
 
 def _inference(peer: peers.Peer, images: peers.Images) -> Action:

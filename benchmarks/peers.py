@@ -198,7 +198,7 @@ def _check_compiler() -> None:
             raise BenchmarkError(f"torch has no inductor here ({error})") from None
     try:
         cpp_compiler()
-    except Exception as error:
+    except Exception as error:  # inductor has no common base of its errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BenchmarkError(f"no C++ compiler ({reason}); install g++ or set CXX") from None
 

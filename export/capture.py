@@ -163,7 +163,7 @@ def _trace(model: nn.Module, method: str) -> _Trace:
         return _Trace(tracer.trace(_Root(model, method)), tracer.owners, tracer.lifted)
     except AtsnnError:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever the traced forward raises
         where = _deepest(error)
         raise UnsupportedModuleError(
             f"{type(model).__qualname__}.{method} cannot be traced ({where}{_first_line(error)}); "

@@ -7,18 +7,28 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from atsnn.errors import AtsnnError
+from export.cli_common import (
+    DataOption,
+    ImagesOption,
+    JsonOption,
+    ModelArgument,
+    Report,
+    choice,
+    console_for_tables,
+    print_json,
+    progress_report,
+    write_text,
+)  # fmt: skip
 from export.cli_place import register
 from export.errors import LavaUnavailableError, UnsupportedTargetError
 
@@ -33,7 +43,6 @@ LAVA_STAGES = ("lava-layers", "lava-blocks")
 IN_PROCESS_STAGES = tuple(f"{name}-inprocess" for name in LAVA_STAGES)
 STAGES = ("engine", *LAVA_STAGES, *IN_PROCESS_STAGES, "torch", "onnx", "netx")
 BACKENDS = ("engine", "torch", *LAVA_STAGES, "onnx")
-PLAIN_WIDTH = 160
 
 app = typer.Typer(
     help="From a trained model to a spike-exact neuromorphic network. Without MODEL every command "
@@ -46,26 +55,6 @@ app = typer.Typer(
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
-ModelArgument = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="[MODEL]",
-        help="Checkpoint file or run folder, or a graph file (.h5); default: the built-in model.",
-    ),
-]
-ImagesOption = Annotated[
-    int | None, typer.Option("--images", min=1, metavar="N", help="The first N test images.")
-]
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        metavar="DIR",
-        help="Folder or zip with test images (see `atsnn data`), or 'digits'; default: the "
-        "built-in images.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON only, on standard output.")]
 GpuOption = Annotated[
     str,
     typer.Option(
@@ -134,9 +123,9 @@ def graph_command(
         hdf5.save(graph, out)
     summary = _graph_summary(subject, graph, rounding)
     if as_json:
-        _print_json({**summary, "file": str(out) if out else None})
+        print_json({**summary, "file": str(out) if out else None})
         return
-    console = _console()
+    console = console_for_tables()
     console.print(_graph_table(graph, summary))
     if rounding:
         console.print(_rounding_table(rounding))
@@ -259,22 +248,22 @@ def lava_command(
     """Build the Lava process network, describe it, and run it if asked."""
     from export.lava import check_lava
 
-    chosen = _choice("--grain", grain, ("layers", "blocks"))
+    chosen = choice("--grain", grain, ("layers", "blocks"))
     check_lava()
     subject = _subject(model)
     description = _lava_description(subject, chosen)
     if run:
         tested = _images(subject.graph, images or 8, data)
         start = time.monotonic()
-        with _progress() as report:
+        with progress_report() as report:
             logits = _backend(subject, f"lava-{chosen}", report)(tested.pixels)["logits"]
         description["run"] = _outcome(logits, tested, time.monotonic() - start)
     if out is not None:
-        _write_text(out, json.dumps(description, indent=1))
+        write_text(out, json.dumps(description, indent=1))
     if as_json:
-        _print_json(description)
+        print_json(description)
         return
-    _console().print(_lava_table(description))
+    console_for_tables().print(_lava_table(description))
     if run:
         _print_outcome(description["run"])
     if out is not None:
@@ -370,7 +359,7 @@ def onnx_command(
             ),
         }
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
         _print_onnx(result)
     if result.get("classes_differing") or result.get("spikes_and_gates_differing"):
@@ -410,15 +399,15 @@ def verify_command(
     as_json: JsonOption = False,
 ) -> None:
     """Compare every spike of every layer at every step; exit status 1 if one differs."""
-    stages = [_choice("--against", name.strip(), STAGES) for name in against.split(",")]
+    stages = [choice("--against", name.strip(), STAGES) for name in against.split(",")]
     subject = _subject(model)
     result = _verified(subject, _images(subject.graph, images, data), stages)
     if as_json:
-        _print_json(result.as_json())
+        print_json(result.as_json())
     else:
         from hardware.report import verify_rich_table
 
-        _console().print(verify_rich_table(result))
+        console_for_tables().print(verify_rich_table(result))
     if not result.equal:
         raise typer.Exit(1)
 
@@ -426,7 +415,7 @@ def verify_command(
 def _verified(subject: Subject, tested: Images, stages: list[str]) -> VerificationResult:
     from hardware.verify import Stage, verify
 
-    with _progress() as report:
+    with progress_report() as report:
         return verify(
             subject.graph,
             tested.pixels,
@@ -483,11 +472,11 @@ def run_command(
     as_json: JsonOption = False,
 ) -> None:
     """Classify images with one of the executors."""
-    chosen = _choice("--backend", backend, BACKENDS)
+    chosen = choice("--backend", backend, BACKENDS)
     subject = _subject(model)
     tested = _images(subject.graph, images, data)
     start = time.monotonic()
-    with _progress() as report:
+    with progress_report() as report:
         trace = _backend(subject, chosen, report)(tested.pixels)
     outcome = {
         "model": subject.name,
@@ -496,12 +485,9 @@ def run_command(
         "average_tokens": _average_tokens(subject.graph, trace),
     }
     if as_json:
-        _print_json(outcome)
+        print_json(outcome)
     else:
         _print_outcome(outcome)
-
-
-Report = Callable[[str, int, int], None]
 
 
 def _backend(
@@ -586,11 +572,11 @@ def energy_command(
     tested = _images(subject.graph, images, data)
     table = _energy(subject, tested, profile, gpu, gpu_profile)
     if as_json:
-        _print_json(table.as_json())
+        print_json(table.as_json())
         return
     from hardware.report import energy_rich_table, layers_rich_table
 
-    console = _console()
+    console = console_for_tables()
     if layers:
         console.print(layers_rich_table(table.all_tokens, table.adaptive))
     console.print(energy_rich_table(table))
@@ -601,8 +587,8 @@ def _energy(
 ) -> EnergyTable:
     from hardware.energy import energy_table
 
-    chosen = _choice("--gpu", gpu, ("auto", "measured", "modelled", "none"))
-    with _progress() as report:
+    chosen = choice("--gpu", gpu, ("auto", "measured", "modelled", "none"))
+    with progress_report() as report:
         return energy_table(
             subject.graph,
             tested.pixels,
@@ -634,11 +620,11 @@ def demo_command(
 
     subject = _subject(model)
     tested = _images(subject.graph, images, data)
-    console = _console()
+    console = console_for_tables()
     if not as_json:
         print(f"{subject.name}: {_describe(subject.graph)}")
         print(f"{tested.origin}: {len(tested.pixels)}")
-    with _progress() as report:
+    with progress_report() as report:
         result = run(
             subject.graph,
             tested.pixels,
@@ -657,7 +643,7 @@ def demo_command(
             print(f"Lava skipped: {skipped}")
     energy = _energy(subject, tested, "loihi1", "auto", "a100")
     if as_json:
-        _print_json(
+        print_json(
             {
                 "model": subject.name,
                 "images": len(tested.pixels),
@@ -736,33 +722,8 @@ def _images(graph: Graph, count: int | None, data: str | None) -> Images:
     return load_images(graph, count, data)
 
 
-def _choice(option: str, value: str, allowed: tuple[str, ...]) -> Any:
-    if value not in allowed:
-        raise typer.BadParameter(f"{value!r} is not one of {', '.join(allowed)}", param_hint=option)
-    return value
-
-
 def _classes(trace: dict[str, npt.NDArray]) -> npt.NDArray[np.int64]:
     return trace["logits"].argmax(axis=1)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, allow_nan=False))
-
-
-def _write_text(path: Path, text: str) -> None:
-    from atsnn.files import write_atomically
-
-    try:
-        write_atomically(path, text.encode())
-    except OSError as error:
-        raise UnsupportedTargetError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def _console() -> Console:
-    """Where tables go: as wide as the terminal, or a fixed width where there is none."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH, highlight=False)
 
 
 def _table(title: str, left: list[str], right: list[str]) -> Table:
@@ -772,30 +733,6 @@ def _table(title: str, left: list[str], right: list[str]) -> Table:
     for heading in right:
         table.add_column(heading, justify="right")
     return table
-
-
-@contextmanager
-def _progress() -> Iterator[Report]:
-    """A meter on stderr for whatever stage reports: `report(stage, done, total)`."""
-    from atsnn.progress import Meter
-
-    console = Console(stderr=True)
-    meters: dict[str, Meter] = {}
-    reached: dict[str, int] = {}
-
-    def report(stage: str, done: int, total: int) -> None:
-        if stage not in meters:
-            for meter in meters.values():
-                meter.__exit__(None, None, None)
-            meters[stage] = Meter(stage, total, console).__enter__()
-        meters[stage].advance(done - reached.get(stage, 0))
-        reached[stage] = done
-
-    try:
-        yield report
-    finally:
-        for meter in meters.values():
-            meter.__exit__(None, None, None)
 
 
 if __name__ == "__main__":

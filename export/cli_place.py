@@ -8,6 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from export.cli_common import (
+    DataOption,
+    JsonOption,
+    ModelArgument,
+    choice,
+    console_for_tables,
+    print_json,
+    progress_report,
+)  # fmt: skip
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -20,20 +30,6 @@ if TYPE_CHECKING:
 Register = Callable[[str], Callable[[Callable[..., None]], Callable[..., None]]]
 STRATEGY_CHOICES = ("auto", "channel-major", "token-major")
 
-ModelArgument = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="[MODEL]",
-        help="Checkpoint file or run folder, or a graph file (.h5); default: the built-in model.",
-    ),
-]
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        "--data", metavar="DIR", help="Folder or zip with test images; default: the built-in ones."
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON only, on standard output.")]
 StrategyOption = Annotated[
     str,
     typer.Option(
@@ -70,7 +66,6 @@ def profiles_command(
     as_json: JsonOption = False,
 ) -> None:
     """List the profiles of chips, conventions, GPUs and CPUs, or explain every number of one."""
-    from export.cli import _console, _print_json
     from hardware.placement.report import profile_table, profiles_table
     from hardware.profile import load_profile, profile_names
 
@@ -78,9 +73,9 @@ def profiles_command(
     profiles = [load_profile(each) for each in names]
     if as_json:
         content = [profile.model_dump(mode="json", exclude_none=True) for profile in profiles]
-        _print_json(content if name is None else content[0])
+        print_json(content if name is None else content[0])
         return
-    _console().print(profiles_table() if name is None else profile_table(profiles[0]))
+    console_for_tables().print(profiles_table() if name is None else profile_table(profiles[0]))
 
 
 # --- place ---
@@ -113,7 +108,6 @@ def place_command(
     as_json: JsonOption = False,
 ) -> None:
     """Put a network on the cores of a chip: tables, lower bounds, traffic, a mesh."""
-    from export.cli import _console, _print_json
     from hardware.placement.picture import as_text, dark_of_cores, draw, load_of_cores
     from hardware.placement.report import cores_table, layers_table, traffic_lines
 
@@ -129,9 +123,9 @@ def place_command(
         if events is not None:
             content["core_steps_dark"] = events.dark_share
         content["picture"] = str(picture) if picture else None
-        _print_json(content)
+        print_json(content)
         return
-    console = _console()
+    console = console_for_tables()
     console.print(layers_table(placement))
     if cores:
         console.print(cores_table(placement))
@@ -177,11 +171,10 @@ def _to_place(
 def _placement(
     graph: Graph, pixels: npt.NDArray[np.uint8] | None, profile: str, strategy: str
 ) -> Placement:
-    from export.cli import _choice, _progress
     from hardware.placement import place
 
-    chosen = _choice("--strategy", strategy, STRATEGY_CHOICES)
-    with _progress() as report:
+    chosen = choice("--strategy", strategy, STRATEGY_CHOICES)
+    with progress_report() as report:
         return place(graph, profile, chosen, images=pixels, progress=report)
 
 
@@ -226,18 +219,17 @@ def cores_command(
     as_json: JsonOption = False,
 ) -> None:
     """Energy, latency and dark cores after placement: all tokens, halting, merging, rivals."""
-    from export.cli import _choice, _console, _print_json, _progress
     from hardware.gpu_import import load_measurements
     from hardware.neurobench import neurobench
     from hardware.placement.report import energy_placed_table, rivals_table
     from hardware.placement.table import placed_table
 
-    chosen = _choice("--strategy", strategy, STRATEGY_CHOICES)
-    wanted = _choice("--gpu", gpu, ("auto", "measured", "modelled", "none"))
+    chosen = choice("--strategy", strategy, STRATEGY_CHOICES)
+    wanted = choice("--gpu", gpu, ("auto", "measured", "modelled", "none"))
     measured = tuple(m for file in gpu_file or () for m in load_measurements(file))
     graph, pixels = _to_place(model, None, images, data)
     assert pixels is not None  # at least one image
-    with _progress() as report:
+    with progress_report() as report:
         table = placed_table(
             graph,
             pixels,
@@ -250,9 +242,9 @@ def cores_command(
         )
     if as_json:
         few = pixels[:64]
-        _print_json({**table.as_json(), "neurobench": neurobench(graph, few)})
+        print_json({**table.as_json(), "neurobench": neurobench(graph, few)})
         return
-    console = _console()
+    console = console_for_tables()
     print(f"GPU rows: {table.gpu_line}")
     console.print(energy_placed_table(table))
     if layers:
@@ -286,7 +278,6 @@ def break_even_command(
     as_json: JsonOption = False,
 ) -> None:
     """At which firing rate, token share and batch a chip wins against GPUs, a CPU and an ANN."""
-    from export.cli import _console, _print_json, _progress
     from hardware.placement.break_even import break_even, plot
     from hardware.placement.report import break_even_table
     from hardware.placement.table import RIVAL_GPUS, placed_system
@@ -294,7 +285,7 @@ def break_even_command(
     graph, pixels = _to_place(model, None, images, data)
     assert pixels is not None  # at least one image
     chips = tuple(profile or ("loihi1", "loihi1_calibrated", "loihi2"))
-    with _progress() as report:
+    with progress_report() as report:
         systems = tuple(
             placed_system("the network", graph, pixels, chip, progress=report) for chip in chips
         )
@@ -303,9 +294,9 @@ def break_even_command(
         plot(systems, RIVAL_GPUS, str(picture))
     if as_json:
         content = {chip: [line.as_json() for line in found] for chip, found in lines.items()}
-        _print_json({"chips": content, "picture": str(picture) if picture else None})
+        print_json({"chips": content, "picture": str(picture) if picture else None})
         return
     for found in lines.values():
-        _console().print(break_even_table(found))
+        console_for_tables().print(break_even_table(found))
     if picture is not None:
         print(f"picture: {picture}")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.graph import LIF, Gate, Graph, OrPool
-from hardware.engine import image_axis, run, select
+from hardware.engine import Engine, image_axis, select
 from hardware.errors import VerificationError
 
 Images = npt.NDArray[np.uint8]
@@ -183,8 +183,9 @@ def verify(
 
 
 def engine_stage(graph: Graph) -> Stage:
-    """The numpy engine."""
-    return Stage(ENGINE, lambda images: run(graph, images, count_events=False).trace)
+    """The engine."""
+    engine = Engine(graph)
+    return Stage(ENGINE, lambda images: engine.run(images, count_events=False).trace)
 
 
 def torch_stage(graph: Graph) -> Stage:

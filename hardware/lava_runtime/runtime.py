@@ -341,7 +341,7 @@ class InProcessRuntime:
             builder.proc_params = _copied(parameters, shared)
         try:
             return builder.build()
-        except Exception as error:
+        except Exception as error:  # whatever the constructor of a model raises
             raise _model_error(task, builder.proc_model, "construction", error) from error
         finally:
             builder.proc_params = parameters

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.graph import Merge
-from hardware.engine import image_axis, run, select
+from hardware.engine import Engine, image_axis, select
 from hardware.placement.flows import Flow
 from hardware.placement.layers import Network, Path, trace_name
 
@@ -88,9 +88,10 @@ def measured(
     sums: dict[Path, npt.NDArray[np.float64]] = {}
     opened: dict[tuple[str, str], npt.NDArray[np.float64]] = {}
     products: dict[str, dict[str, int]] = {}
+    engine = Engine(graph)
     for start in range(0, count, CHUNK):
         part = select(images, axis, slice(start, start + CHUNK))
-        result = run(graph, part, record=names)
+        result = engine.run(part, record=names)
         trace = dict(result.trace)
         for path in _data_paths(network):
             found = messages_of(path, network, trace)

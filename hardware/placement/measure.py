@@ -1,10 +1,9 @@
 """Events of every tile and core, from the engine's spikes on real images, a few images at a time.
 
-Sums over tiles equal the engine's `EventCounts` to the last event. On top of those stand what only
-a
-placement has: messages per reading core (multicast), hops, borders between chips, messages that
-tell cores of closed gates, coincidences that an attention repeats because it is cut, core-steps
-dark, and the time that each step takes.
+Sums over tiles equal the engine's `EventCounts` to the last event. On top of those
+stands what only a placement has: messages per reading core (multicast), hops, borders between
+chips, messages that tell cores of closed gates, coincidences that an attention repeats because it
+is cut, core-steps dark, and the time that each step takes.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from atsnn.fixed_point import ACTIVATION_LIMIT, DECAY_UNITY, lif_step
 from atsnn.threads import KERNELS
 from export.graph import LIF, Graph, Merge
-from hardware.engine import EngineResult, image_axis, run, select
+from hardware.engine import Engine, EngineResult, image_axis, select
 from hardware.engine.plan import Plan, make_plan
 from hardware.errors import PlacementError
 from hardware.events import FIELDS, SCORES_FIRST, TABLE_FIRST, EventCounts
@@ -177,9 +176,10 @@ def measure(
     axis = image_axis(running, images)
     count = images.shape[axis]
     names = recorded_names(placement.network) | counter.inputs_of_idle
+    engine = Engine(running)
     for start in range(0, count, CHUNK):
         part = select(images, axis, slice(start, start + CHUNK))
-        result = run(running, part, record=names)
+        result = engine.run(part, record=names)
         with KERNELS:
             counter.add(result)
         if progress:

@@ -18,7 +18,8 @@ def effective(graph: Graph, images: np.ndarray, node: str, source: str) -> float
     """Non-zero inputs times non-zero weights per image, by a dense product of zeros and ones."""
     values = run(graph, images, record="all").trace[source] != 0
     layer = graph[node]
-    used = (layer.weight != 0).astype(float)  # type: ignore[attr-defined]
+    assert isinstance(layer, Conv | Linear)
+    used = (layer.weight != 0).astype(float)
     if isinstance(layer, Linear):
         return float((values.reshape(-1, used.shape[1]) @ used.T).sum() / values.shape[1])
     assert isinstance(layer, Conv)
@@ -66,7 +67,7 @@ def test_footprint_and_sparsities_by_hand() -> None:
     graph = dense()
     images = spikes_for(graph, 4)
     found = neurobench(graph, images)
-    weights = [node.weight for node in graph.of_kind(Linear)]  # type: ignore[attr-defined]
+    weights = [node.weight for node in graph.nodes if isinstance(node, Linear)]
     count = sum(w.size for w in weights)
     assert found["Footprint"] == count + 2 * (40 + 30 + 10)
     assert found["ConnectionSparsity"] == sum(int((w == 0).sum()) for w in weights) / count

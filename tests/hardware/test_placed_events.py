@@ -17,15 +17,15 @@ from atsnn.fixed_point import halting_table
 from export.graph import Add, Gate, Graph, HaltingScore, Input, Linear, Output, Readout
 from hardware.energy import ADAPTIVE, ALL_TOKENS
 from hardware.engine import run
-from hardware.events import FIELDS, SCORES_FIRST
+from hardware.events import FIELDS, SCORES_FIRST, EventCounts
 from hardware.placement import measure, place, placed_cost
 from hardware.placement.activity import measured
 from hardware.placement.break_even import break_even, chip_model
 from hardware.placement.energy import memory_traffic
 from hardware.placement.layers import network_of
-from hardware.placement.measure import PlacedEvents
+from hardware.placement.measure import LayerEvents, PlacedEvents
 from hardware.placement.place import Placement
-from hardware.placement.split import STRATEGIES
+from hardware.placement.split import STRATEGIES, Strategy
 from hardware.placement.table import HALTING, MERGING, forms, placed_table
 from hardware.profile import EnergyPrices, Profile
 
@@ -44,11 +44,11 @@ class TestSums:
         seed=st.integers(0, 100),
     )
     def test_equal_the_engine_s_events_exactly(
-        self, graph: Graph, neurons: int, strategy: str, seed: int
+        self, graph: Graph, neurons: int, strategy: Strategy, seed: int
     ) -> None:
         """`measure` itself refuses otherwise; here its totals meet a run of their own."""
         images = pixels_for(graph, 3, seed)
-        placement = place(graph, chip(neurons_per_core=neurons), strategy)  # type: ignore[arg-type]
+        placement = place(graph, chip(neurons_per_core=neurons), strategy)
         events = measure(placement, images)
         fresh = run(graph, images, record="none").events
         assert fresh is not None
@@ -112,8 +112,8 @@ class TestSums:
                 assert layer.sum("repeats") == 0
 
 
-def _other_order(fresh: object, events: PlacedEvents) -> bool:
-    chosen = {n.name: n.order for n in fresh.nodes if n.order}  # type: ignore[attr-defined]
+def _other_order(fresh: EventCounts, events: PlacedEvents) -> bool:
+    chosen = {n.name: n.order for n in fresh.nodes if n.order}
     return any(chosen.get(layer.name, layer.order) != layer.order for layer in events.layers)
 
 
@@ -141,13 +141,13 @@ class TestGates:
         strategy=st.sampled_from(STRATEGIES),
     )
     def test_closing_more_gates_never_raises_any_count(
-        self, thresholds: list[int], seed: int, strategy: str
+        self, thresholds: list[int], seed: int, strategy: Strategy
     ) -> None:
         """Behind the gate; the gate itself goes from active to idle and has more to tell."""
         low, high = sorted(thresholds)
         graph = tokens_apart(high)
         images = spikes_for(graph, 3, seed)
-        placement = place(graph, chip(neurons_per_core=30), strategy)  # type: ignore[arg-type]
+        placement = place(graph, chip(neurons_per_core=30), strategy)
         more_open = measure(placement, images)
         more_closed = measure(placement, images, graph=tokens_apart(low))
         for before, after in zip(more_open.layers, more_closed.layers, strict=True):
@@ -181,12 +181,12 @@ class TestGates:
         assert events.dark_share_gateable == 0
 
 
-def _updates(layer: object) -> int:
-    return layer.sum("updates_active") + layer.sum("updates_idle")  # type: ignore[attr-defined]
+def _updates(layer: LayerEvents) -> int:
+    return layer.sum("updates_active") + layer.sum("updates_idle")
 
 
-def _data(layer: object) -> int:
-    return layer.sum("received") - layer.sum("control")  # type: ignore[attr-defined]
+def _data(layer: LayerEvents) -> int:
+    return layer.sum("received") - layer.sum("control")
 
 
 @pytest.fixture(scope="module")

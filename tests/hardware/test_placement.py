@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -330,7 +330,7 @@ class TestRefusals:
 
     def test_an_unknown_strategy(self) -> None:
         with pytest.raises(PlacementError, match="strategy is 'best'; use one of channel-major"):
-            place(Adaptive().build(), "loihi1", "best")  # type: ignore[arg-type]
+            place(Adaptive().build(), "loihi1", cast(Any, "best"))
 
 
 class TestFans:

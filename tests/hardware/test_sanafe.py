@@ -11,7 +11,7 @@ from tiny_networks import Adaptive, images_for
 from hardware.errors import PlacementError
 from hardware.placement import place
 from hardware.placement.sanafe_check import compare, missing
-from hardware.placement.split import STRATEGIES
+from hardware.placement.split import STRATEGIES, Strategy
 
 needs_sanafe = pytest.mark.skipif(missing() is not None, reason=missing() or "")
 
@@ -21,12 +21,12 @@ needs_sanafe = pytest.mark.skipif(missing() is not None, reason=missing() or "")
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_events_are_equal_and_energy_within_a_percent(
-    name: str, strategy: str, neurons: int
+    name: str, strategy: Strategy, neurons: int
 ) -> None:
     graph = NETWORKS[name]()
     images = spikes_for(graph, 2)
     profile = chip("loihi1_calibrated", neurons_per_core=neurons)
-    found = compare(place(graph, profile, strategy, images=images), images)  # type: ignore[arg-type]
+    found = compare(place(graph, profile, strategy, images=images), images)
     assert found.spikes_differ == 0
     for event, (ours, theirs) in found.counts.items():
         assert ours == theirs, event
