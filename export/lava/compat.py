@@ -1,7 +1,9 @@
-"""The one way to Lava: says clearly when it is missing, and makes it load on Python 3.11 and 3.12.
+"""The one way to Lava: says clearly when it is missing, and makes it load where it would not.
 
-Lava 0.10.0 declares Python 3.10 only. On 3.11 and 3.12 one dataclass default is all that stops it
-(`lava/magma/compiler/var_model.py`: a mutable default, refused since 3.11 because it has no hash).
+* Lava sets the start method of `multiprocessing` on import, and raises if anything has asked for
+  that method before; here it may.
+* Lava 0.10.0 declares Python 3.10 only. On 3.11 and 3.12 one dataclass default is all that stops it
+  (`lava/magma/compiler/var_model.py`: a mutable default, refused since 3.11: it has no hash).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import multiprocessing
 import sys
 from typing import Any
 
@@ -53,6 +56,7 @@ def require_lava() -> None:
     try:
         if sys.version_info >= (3, 11):
             _import_with_hashable_defaults("lava.magma.compiler.var_model")
+        _import_after_others("lava.magma.runtime.message_infrastructure.multiprocessing")
         importlib.import_module("lava.magma.core.process.process")
     except ImportError as error:
         version = "{}.{}".format(*sys.version_info[:2])
@@ -60,6 +64,19 @@ def require_lava() -> None:
             f"Lava is installed for Python {version} but does not import ({error}): "
             "make clean install, or make PYTHON=python3.10"
         ) from error
+
+
+def _import_after_others(module: str) -> None:
+    original = multiprocessing.set_start_method
+
+    def set_start_method(method: str | None, force: bool = True) -> None:
+        original(method, force)
+
+    multiprocessing.set_start_method = set_start_method
+    try:
+        importlib.import_module(module)
+    finally:
+        multiprocessing.set_start_method = original
 
 
 def _import_with_hashable_defaults(module: str) -> None:

@@ -186,8 +186,7 @@ def _fire_dense(
                                 + ((t * images + b) * places + place) * outputs + first
                             )  # fmt: skip
                         counts = fire(
-                            4,
-                            tile, sums_at + 4 * turn * tile, shift, halving, threshold, drive,
+                            4, tile, sums_at + 4 * turn * tile, shift, halving, threshold, drive,
                             voltage_at, target,
                         )  # fmt: skip
                         row = spikes[t, b, place]

@@ -259,6 +259,22 @@ def _blocks(window: Window, images: int) -> int:
 
 
 @numba.njit(cache=True)
+def _lines_under(window, y):
+    """First line of the map under the window of target line y, its row in the window, how many."""
+    above = y * window.stride_y - window.padding_y
+    low = max(-above, 0)
+    return above + low, low, min(window.kernel_height, window.height - above) - low
+
+
+@numba.njit(cache=True)
+def _columns_under(window, x):
+    """Left edge of the window, the first column inside the map, bytes of its list of starts."""
+    left = x * window.stride_x - window.padding_x
+    begin = max(left, 0)
+    return left, begin, 4 * (min(left + window.kernel_width, window.width) - begin)
+
+
+@numba.njit(cache=True)
 def settle(counts, fired, spikes, first, count):
     """Copy the spikes of a tile that is not full to their row; how many there are."""
     if count == len(fired):
@@ -288,16 +304,12 @@ def _sum(index, value, starts, gate, packed, window, factor_shift, mode, blocks,
             first = part * tile
             count = min(tile, outputs - first)
             for y in range(top, min(top + lines, window.out_height)):
-                above = y * window.stride_y - window.padding_y
-                low = max(-above, 0)
-                rows = min(window.kernel_height, window.height - above) - low
+                line, low, rows = _lines_under(window, y)
                 weights = packed_at + (part * window.kernel_height + low) * taps * tile
                 for x in range(window.out_width):
                     place = y * window.out_width + x
-                    left = x * window.stride_x - window.padding_x
-                    begin = max(left, 0)
-                    span = 4 * (min(left + window.kernel_width, window.width) - begin)
-                    corner = 4 * ((above + low) * window.width + begin)
+                    left, begin, span = _columns_under(window, x)
+                    corner = 4 * (line * window.width + begin)
                     shifted = weights - left * window.channels * tile
                     for t in range(steps):
                         target = out[t, b, place]
@@ -340,16 +352,12 @@ def _fire(
             count = min(tile, outputs - first)
             drive = bias_at + 4 * first
             for y in range(top, min(top + lines, window.out_height)):
-                above = y * window.stride_y - window.padding_y
-                low = max(-above, 0)
-                rows = min(window.kernel_height, window.height - above) - low
+                line, low, rows = _lines_under(window, y)
                 weights = packed_at + (part * window.kernel_height + low) * taps * tile
                 for x in range(window.out_width):
                     place = y * window.out_width + x
-                    left = x * window.stride_x - window.padding_x
-                    begin = max(left, 0)
-                    span = 4 * (min(left + window.kernel_width, window.width) - begin)
-                    corner = 4 * ((above + low) * window.width + begin)
+                    left, begin, span = _columns_under(window, x)
+                    corner = 4 * (line * window.width + begin)
                     shifted = weights - left * window.channels * tile
                     voltage[:] = 0
                     summed = -1
@@ -371,16 +379,9 @@ def _fire(
                                 )  # fmt: skip
                                 summed = s
                             counts = fire(
-                                4,
-                                tile,
-                                sums_at,
-                                shift,
-                                halving,
-                                threshold,
-                                drive,
-                                voltage_at,
+                                4, tile, sums_at, shift, halving, threshold, drive, voltage_at,
                                 target,
-                            )
+                            )  # fmt: skip
                         else:
                             counts = gather_and_fire(
                                 mode, tile, shifted, rows, taps * tile, 4 * window.width,

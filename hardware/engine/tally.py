@@ -47,10 +47,7 @@ def count_rows(rows: Array, unit: int) -> RowCounts:
 def count_messages(rows: Array) -> RowArray:
     """How many values of each row of [S, B, R, E] are not 0."""
     messages = np.empty(rows.shape[:3], np.int32)
-    if rows.dtype == np.bool_:
-        _count_spikes(rows.view(np.uint8), messages)
-    else:
-        _count_nonzero(rows, messages)
+    _count_nonzero(rows.view(np.uint8) if rows.dtype == np.bool_ else rows, messages)
     return messages
 
 
@@ -62,19 +59,6 @@ def of_spikes(messages: RowArray) -> RowCounts:
 def sum_over_time(counts: RowArray) -> RowArray:
     """Counts [S, B, R] over all steps, int32 [B, R]."""
     return counts[0] if len(counts) == 1 else counts.sum(axis=0, dtype=np.int32)
-
-
-@numba.njit(parallel=True, cache=True)
-def _count_spikes(rows, messages):
-    steps, images, count, channels = rows.shape
-    for unit in numba.prange(steps * images):
-        t, b = unit // images, unit % images
-        for r in range(count):
-            row = rows[t, b, r]
-            found = np.int32(0)
-            for c in range(channels):
-                found += np.int32(row[c])
-            messages[t, b, r] = found
 
 
 @numba.njit(parallel=True, cache=True)

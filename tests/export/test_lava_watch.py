@@ -249,3 +249,18 @@ class TestLavaThatIsMissing:
     def test_package_imports_without_lava(self):
         program = "import export.lava, export.lava.run, sys; sys.exit('lava.magma' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+@pytest.mark.lava
+def test_lava_loads_after_others_asked_for_the_start_method() -> None:
+    code = (
+        "import multiprocessing; multiprocessing.get_start_method()\n"
+        "from export.lava.compat import require_lava; require_lava()\n"
+        "import lava.magma.core.process.process\n"
+        "print(multiprocessing.get_start_method())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "fork"
