@@ -188,6 +188,7 @@ def test_images_of_the_wrong_size_are_refused(command, tmp_path):
 
 INTERRUPTED = """
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 import atsnn.training
 from atsnn import cli
 
