@@ -159,9 +159,9 @@ class Network:
     image_grid: Grid
     readers: dict[str, tuple[Path, ...]] = field(default_factory=dict)
 
-    def of_node(self, name: str) -> Layer | None:
-        """The layer whose neurons send a node's value; None for the image."""
-        return self.layers.get(name)
+
+RELAYS = ("Add", "Attention", "Merge")
+"""Layers whose neurons pass values on: each value that is not 0 is one firing on a chip."""
 
 
 def trace_name(node: str, port: str) -> str:

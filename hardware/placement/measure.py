@@ -24,7 +24,7 @@ from hardware.events import FIELDS, SCORES_FIRST, TABLE_FIRST, EventCounts
 from hardware.placement import tallies
 from hardware.placement.activity import CHUNK, gate_of, recorded_names, values_of
 from hardware.placement.flows import Distances, Flow, distances, flow_of
-from hardware.placement.layers import SUMS, Layer, Path, trace_name
+from hardware.placement.layers import RELAYS, SUMS, Layer, Path, trace_name
 from hardware.placement.place import Placement
 from hardware.placement.split import Ints, Split
 from hardware.placement.timing import Clock, StepTimes
@@ -32,8 +32,6 @@ from hardware.placement.timing import Clock, StepTimes
 Array = npt.NDArray
 TILE_FIELDS = (*FIELDS, "repeats", "received", "sent", "control", "dark")
 """Fields of a tile: the engine's, and what only a placement has."""
-RELAYS = ("Add", "Attention", "Merge")
-"""Layers whose neurons pass values on: each value that is not 0 is one firing on a chip."""
 _ORDERS = {
     SCORES_FIRST: tallies.attend_by_scores,
     TABLE_FIRST: tallies.attend_by_table,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from export.graph import Graph
 from hardware.placement.flows import Distances
-from hardware.placement.layers import Layer, Path
+from hardware.placement.layers import RELAYS, Layer, Path
 from hardware.profile import Grade, Latencies, Quantity, weakest
 
 if TYPE_CHECKING:
@@ -74,7 +74,6 @@ _WORK = {
     "updates_active": "neuron_update_active",
     "updates_idle": "neuron_update_idle",
 }
-_RELAYS = ("Add", "Attention", "Merge")
 
 
 class Clock:
@@ -123,7 +122,7 @@ class Clock:
             seconds = operations * _seconds(operation, side)
             seconds = seconds + received * _seconds(self.times.message_in, side)
             seconds = seconds + sent * _seconds(self.times.message_out, side)
-            fired = work["updates_active"] if layer.kind in _RELAYS else work["spikes"]
+            fired = work["updates_active"] if layer.kind in RELAYS else work["spikes"]
             seconds = seconds + fired * _seconds(self.times.spike, side)
             for name, latency in _WORK.items():
                 seconds = seconds + work[name] * _seconds(getattr(self.times, latency), side)
