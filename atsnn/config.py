@@ -157,12 +157,15 @@ class DataConfig(_Section):
         format: layout of the data folder; `auto` looks at what it holds.
         resize: scale images of another size to the model's; otherwise they are refused.
         train_images, test_images: use only the first so many (None: all).
+        validation_images: so many training images are held out, the same for every seed; training
+            then watches these and never looks at the test images.
     """
 
     format: DataFormat = "auto"
     resize: bool = False
     train_images: int | None = Field(default=None, ge=1)
     test_images: int | None = Field(default=None, ge=1)
+    validation_images: int = Field(default=0, ge=0)
 
 
 class AugmentConfig(_Section):

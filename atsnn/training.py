@@ -228,7 +228,8 @@ class Run:
         console: Console,
     ) -> None:
         self.config, self.folder, self.console = config, folder, console
-        self.train_images, self.test_images = dataset.train, dataset.test
+        self.train_images = dataset.train
+        self.watched, self.watched_images = dataset.watched
         self.device = _device(config.train)
         self.steps = len(self.train_images) // config.train.batch
         if not self.steps:
@@ -250,7 +251,7 @@ class Run:
     def train(self) -> Path:
         """Run the epochs that are left; returns the model file."""
         config = self.config.train
-        quick = self.test_images
+        quick = self.watched_images
         if config.eval_images is not None and config.eval_images < len(quick):
             quick = quick.first(config.eval_images)
         total = config.epochs * self.steps
@@ -260,7 +261,7 @@ class Run:
                 self._epoch(meter)
                 last = self.state.epoch == config.epochs - 1
                 self._end_epoch(evaluate(
-                    self.model, self.test_images if last else quick, config.eval_batch
+                    self.model, self.watched_images if last else quick, config.eval_batch
                 ))  # fmt: skip
         return self.folder / MODEL_FILE
 
@@ -323,26 +324,31 @@ class Run:
             "train_loss": totals.loss / totals.images,
             "train_accuracy": totals.correct / totals.images,
             "train_tokens": totals.tokens / totals.images,
-            "test_images": evaluation.images,
-            "test_accuracy": evaluation.accuracy,
-            "test_tokens": evaluation.average_tokens,
+            **self._watched_columns(evaluation),
             **{f"rate/{name}": rate for name, rate in evaluation.rates.items()},
         }
         state.history.append(row)
         state.epoch, state.step = state.epoch + 1, 0
         state.totals, state.seconds = EpochTotals(), 0.0
         self._write_log()
-        self._save_model(row)
+        self._save_model(evaluation)
         self._save_state()
-        self._report(row)
+        self._report(row, evaluation)
 
-    def _report(self, row: dict[str, float]) -> None:
+    def _watched_columns(self, evaluation: Evaluation) -> dict[str, float]:
+        return {
+            f"{self.watched}_images": evaluation.images,
+            f"{self.watched}_accuracy": evaluation.accuracy,
+            f"{self.watched}_tokens": evaluation.average_tokens,
+        }
+
+    def _report(self, row: dict[str, float], evaluation: Evaluation) -> None:
         speed = self.steps * self.config.train.batch / max(row["seconds"], 1e-9)
         say(
             self.console,
             f"epoch {row['epoch']:.0f}/{self.config.train.epochs}  loss {row['train_loss']:.3f}  "
-            f"accuracy {row['train_accuracy']:.2%} train, {row['test_accuracy']:.2%} test "
-            f"({row['test_images']:.0f})  tokens {row['test_tokens']:.1%}  "
+            f"accuracy {row['train_accuracy']:.2%} train, {evaluation.accuracy:.2%} {self.watched} "
+            f"({evaluation.images})  tokens {evaluation.average_tokens:.1%}  "
             f"{duration(row['seconds'])} ({speed:.0f} images/s)",
         )
 
@@ -353,13 +359,11 @@ class Run:
         writer.writerows(self.state.history)
         _write(self.folder / LOG_FILE, text.getvalue().encode())
 
-    def _save_model(self, row: dict[str, float]) -> None:
+    def _save_model(self, evaluation: Evaluation) -> None:
         notes = {
             "epochs": self.state.epoch,
             "train": self.config.train.model_dump(mode="json"),
-            "test_accuracy": row["test_accuracy"],
-            "test_images": row["test_images"],
-            "test_tokens": row["test_tokens"],
+            **self._watched_columns(evaluation),
         }
         save_checkpoint(self.folder / MODEL_FILE, self.model, self.config.model, notes)
 

@@ -98,6 +98,25 @@ class DecodedImages:
         return DecodedImages(self._decode, self.labels[:count], self.shape)
 
 
+class ChosenImages:
+    """Some images of a set, in the order of `indices` (int64 [images])."""
+
+    def __init__(self, images: ImageSet, indices: Tensor) -> None:
+        self._images = images
+        self._indices = indices
+        self.labels = images.labels[indices]
+        self.shape = images.shape
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self._images.batch(self._indices[indices])
+
+    def first(self, count: int) -> ChosenImages:
+        return ChosenImages(self._images, self._indices[:count])
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Training and test images of one source.
@@ -106,6 +125,7 @@ class Dataset:
         format: layout that was read (`idx`, `cifar10`, ...).
         location: folder, archive or `built in`.
         classes: class names in the order of the labels.
+        validation: training images held out for every choice that is made; None: there are none.
     """
 
     format: str
@@ -113,6 +133,12 @@ class Dataset:
     train: ImageSet
     test: ImageSet
     classes: tuple[str, ...]
+    validation: ImageSet | None = None
+
+    @property
+    def watched(self) -> tuple[str, ImageSet]:
+        """The images that training looks at after each epoch, and what to call them."""
+        return ("test", self.test) if self.validation is None else ("validation", self.validation)
 
 
 def stored(images: np.ndarray, labels: Sequence[int] | np.ndarray, origin: Path | str) -> ImageSet:

@@ -11,10 +11,11 @@ from torchvision.transforms.v2 import functional as transforms
 
 from atsnn.config import DataConfig, ModelConfig
 from atsnn.data import cifar, digits, folders, idx
-from atsnn.data.images import Dataset, ImageSet, StoredImages
+from atsnn.data.images import ChosenImages, Dataset, ImageSet, StoredImages
 from atsnn.errors import DatasetError
 
 BUILT_IN = "digits"
+_SPLIT_SEED = 0
 _KNOWN = (
     "IDX files (train-images-idx3-ubyte.gz ...), CIFAR-10 or CIFAR-100 as published (binary or "
     "python version, unpacked), class folders train/<class>/ and test/<class>/ (directory or zip), "
@@ -61,6 +62,8 @@ def load_dataset(location: Path | str | None, data: DataConfig, model: ModelConf
             dataset, train=_resized(dataset.train, size), test=_resized(dataset.test, size)
         )
     _check_fit(dataset, model)
+    if data.validation_images:
+        dataset = _hold_out(dataset, data.validation_images)
     if data.train_images:
         dataset = replace(dataset, train=dataset.train.first(data.train_images))
     if data.test_images:
@@ -87,6 +90,23 @@ def is_built_in(location: Path | str | None, data: DataConfig) -> bool:
     """True if scikit-learn's digits are meant, which need no folder."""
     named = str(location) == BUILT_IN and not Path(BUILT_IN).exists()
     return named or (location is None and data.format == BUILT_IN)
+
+
+def _hold_out(dataset: Dataset, count: int) -> Dataset:
+    """Move `count` training images to the validation set, drawn alike in every run."""
+    available = len(dataset.train)
+    if count >= available:
+        raise DatasetError(
+            f"{dataset.location}: {count} validation images of {available} training images leave "
+            "none to train on; lower data.validation_images"
+        )
+    order = torch.randperm(available, generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    held, rest = order[:count].sort().values, order[count:].sort().values
+    return replace(
+        dataset,
+        train=ChosenImages(dataset.train, rest),
+        validation=ChosenImages(dataset.train, held),
+    )
 
 
 def _resized(images: ImageSet, size: tuple[int, int]) -> ImageSet:

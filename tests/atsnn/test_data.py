@@ -387,6 +387,45 @@ def test_only_the_first_images_are_used_when_asked(tmp_path):
     assert (len(dataset.train), len(dataset.test)) == (2, 4)
 
 
+class TestValidationImages:
+    """Training images held out: none of them is trained on, and every run holds out the same."""
+
+    def test_they_are_moved_from_the_training_images(self, tmp_path):
+        write_idx(tmp_path)
+        everything = load_dataset(tmp_path, PLAIN, GREY)
+        split = load_dataset(tmp_path, DataConfig(validation_images=2), GREY)
+        assert split.validation is not None
+        parts = [
+            images.batch(torch.arange(len(images))) for images in (split.train, split.validation)
+        ]
+        assert [len(part) for part in parts] == [len(everything.train) - 2, 2]
+        ours = sorted(image.numpy().tobytes() for part in parts for image in part)
+        all_images = everything.train.batch(torch.arange(len(everything.train)))
+        assert ours == sorted(image.numpy().tobytes() for image in all_images)
+
+    def test_they_are_the_same_in_every_run(self, tmp_path):
+        write_idx(tmp_path)
+        first, second = (
+            load_dataset(tmp_path, DataConfig(validation_images=3), GREY) for _ in range(2)
+        )
+        assert first.validation is not None
+        assert second.validation is not None
+        assert torch.equal(
+            first.validation.batch(torch.arange(3)), second.validation.batch(torch.arange(3))
+        )
+
+    def test_training_watches_them_in_place_of_the_test_images(self, tmp_path):
+        write_idx(tmp_path)
+        assert load_dataset(tmp_path, PLAIN, GREY).watched[0] == "test"
+        name, images = load_dataset(tmp_path, DataConfig(validation_images=3), GREY).watched
+        assert (name, len(images)) == ("validation", 3)
+
+    def test_some_images_must_be_left_to_train_on(self, tmp_path):
+        write_idx(tmp_path)
+        with pytest.raises(DatasetError, match="leave none to train on; lower data"):
+            load_dataset(tmp_path, DataConfig(validation_images=999), GREY)
+
+
 def test_description_of_a_folder(tmp_path):
     place = write_files(tmp_path, class_folder_files())
     assert describe(place) == {

@@ -23,7 +23,7 @@ from atsnn.evaluation import compare, evaluate
 from atsnn.fixed_point import pixels_to_integers
 from atsnn.losses import cell_prior, prior_divergence, total_loss
 from atsnn.spikformer import SCORE_OFF, ModelOutput, Spikformer
-from atsnn.training import Run, learning_rate
+from atsnn.training import Run, learning_rate, train
 
 KILLED_RUN = """
 import os, signal
@@ -378,3 +378,16 @@ def test_a_start_that_failed_leaves_the_folder_free(tmp_path):
     with pytest.raises(CheckpointError):
         run_tiny(tmp_path / "run", wrong)
     assert run_tiny(tmp_path / "run", tiny_config(train={"epochs": 1})).is_file()
+
+
+def test_the_log_names_held_out_images_as_validation(tmp_path):
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    tiny = tiny_dataset()
+    held_out = replace(tiny, validation=tiny.train.first(8))
+    train(tiny_config(train={"epochs": 1}), held_out, tmp_path, console=Console(quiet=True))
+    row = without_time(tmp_path / "log.csv")[-1]
+    assert row["validation_images"] == "8"
+    assert "test_accuracy" not in row
