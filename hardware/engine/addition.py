@@ -8,6 +8,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from hardware.engine import buffers
 from hardware.engine.plan import Interval
 from hardware.engine.rows import Array
 
@@ -22,7 +23,7 @@ def add_rows(
 ) -> Array:
     """`sum(addend << shift)` of rows [T or 1, B, R, E], as `dtype`, which holds it."""
     steps = max(len(addend) for addend in addends)
-    total = np.empty((steps, *addends[0].shape[1:]), dtype)
+    total = buffers.empty((steps, *addends[0].shape[1:]), dtype)
     first, *others = (a.view(np.uint8) if a.dtype == np.bool_ else a for a in addends)
     if not others:
         total[...] = first

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from hardware.engine import vectors
+from hardware.engine import buffers, vectors
 from hardware.engine.addition import integers_for
 from hardware.engine.plan import Interval
 from hardware.engine.rows import Array
@@ -51,7 +51,7 @@ def attend(
     width = channels // heads
     room = -(-width // vectors.ADDED_LANES) * vectors.ADDED_LANES
     dtype = integers_for(Interval(0, tokens * width))
-    out = np.zeros((steps, images, tokens, heads, room), dtype)
+    out = buffers.zeros((steps, images, tokens, heads, room), dtype)
     counts = np.zeros((steps, images, 5), np.int64)
     _attend(
         _by_heads(q, heads, room), _by_heads(k, heads, room), _by_heads(v, heads, room), gates,

@@ -17,6 +17,8 @@ import numpy.typing as npt
 from atsnn.fixed_point import pixels_to_integers
 from atsnn.threads import KERNELS
 from export.graph import LIF, Conv, Gate, Graph, Input, Linear, Node, OrPool, Output, Readout
+from hardware.engine import buffers
+from hardware.engine.buffers import Buffers
 from hardware.engine.executors import (
     EXECUTORS,
     Executor,
@@ -81,6 +83,7 @@ class Engine:
         self._plans = {False: make_plan(graph)}
         self._ready: dict[tuple[bool, frozenset[Port]], _Network] = {}
         self._running = threading.Lock()
+        self.buffers = Buffers()
 
     def run(
         self,
@@ -126,6 +129,8 @@ def _run(
         raise EngineError(f"batch is {batch}; the engine runs at least 1 image at a time")
     recorded = _recorded_ports(plan, record)
     size = batch or _batch_size(plan)
+    # a run of one batch would only hold on to memory that it could give back
+    memory = engine.buffers if keep_packed or size < total else None
     with KERNELS:
         current = _Run(engine.network(moving, recorded), recorded, count_events, total)
     for start in range(0, total, size):
@@ -133,7 +138,7 @@ def _run(
         pixels = images[:, part] if moving else images[None, part]
         if not moving:
             pixels = pixels_to_integers(pixels, plan.input_node.bits)
-        with KERNELS:
+        with KERNELS, buffers.using(memory):
             current.run_batch(pixels, release=not keep_packed and start + size >= total)
         if progress:
             progress(min(start + size, total), total)

@@ -8,6 +8,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from hardware.engine import buffers
 from hardware.engine.rows import Array
 from hardware.engine.vectors import count_shorts
 
@@ -33,10 +34,10 @@ def count_rows(rows: Array, unit: int) -> RowCounts:
     shape = rows.shape[:3]
     if rows.dtype == np.bool_:
         return of_spikes(count_messages(rows))
-    messages = np.empty(shape, np.int32)
+    messages = buffers.empty(shape, np.int32)
     if rows.dtype not in (np.int16, np.int32, np.int64):
         rows = rows.astype(np.int32)
-    unrolled, graded = np.empty(shape, np.int32), np.empty(shape, np.int32)
+    unrolled, graded = buffers.empty(shape, np.int32), buffers.empty(shape, np.int32)
     if rows.dtype == np.int16 and rows.shape[3] % 32 == 0:
         _count_shorts(rows, unit, messages, unrolled, graded)
     else:
@@ -46,7 +47,7 @@ def count_rows(rows: Array, unit: int) -> RowCounts:
 
 def count_messages(rows: Array) -> RowArray:
     """How many values of each row of [S, B, R, E] are not 0."""
-    messages = np.empty(rows.shape[:3], np.int32)
+    messages = buffers.empty(rows.shape[:3], np.int32)
     _count_nonzero(rows.view(np.uint8) if rows.dtype == np.bool_ else rows, messages)
     return messages
 

@@ -17,12 +17,12 @@ from hardware.engine import layers as layer_executors
 from hardware.engine.coincidence import attend
 from hardware.engine.counting import Traffic, messages, weigh
 from hardware.engine.dense import DenseSynapses, as_bytes, can_be_bytes, dense_is_faster
-from hardware.engine.gathering import has_dot_products
 from hardware.engine.kernels import Convolution, or_pool
 from hardware.engine.lists import EventLists, list_events
 from hardware.engine.neurons import Neurons
 from hardware.engine.plan import Interval
 from hardware.engine.pooling import pool_spikes
+from hardware.engine.products import has_dot_products
 from hardware.engine.shared import Shared
 from hardware.engine.synapses import (
     SpikingSynapses,
