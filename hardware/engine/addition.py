@@ -11,6 +11,7 @@ import numpy.typing as npt
 from hardware.engine import buffers
 from hardware.engine.plan import Interval
 from hardware.engine.rows import Array
+from hardware.engine.tally import RowCounts
 
 
 def integers_for(bound: Interval) -> type[np.signedinteger]:
@@ -72,3 +73,45 @@ def _sum_rows(rows, total):
                 row = rows[t, b, r]
                 for e in range(width):
                     found[e] += row[e]
+
+
+def sum_sized_rows(
+    rows: Array, size: npt.NDArray[np.int64], unit: int
+) -> tuple[npt.NDArray[np.int64], RowCounts]:
+    """Sum of `rows[s, b, r] * size[s, b, r]` as in `sum_rows`, and counts of the products.
+
+    Args:
+        size: int64 [S or T, B, R], the same at every step.
+        unit: the product that stands for one spike, a power of 2.
+    """
+    shape = rows.shape[:3]
+    total = np.zeros((rows.shape[1], rows.shape[3]), np.int64)
+    counts = RowCounts(*(buffers.empty(shape, np.int32) for _ in range(3)))
+    values = rows.view(np.uint8) if rows.dtype == np.bool_ else rows
+    _sum_sized_rows(values, np.ascontiguousarray(size[0]), unit.bit_length() - 1, total, *counts)
+    return total, counts
+
+
+@numba.njit(parallel=True, cache=True)
+def _sum_sized_rows(rows, size, shift, total, messages, unrolled, graded):
+    steps, images, count, width = rows.shape
+    one = np.int32(1 << shift)
+    for b in numba.prange(images):
+        found = total[b]
+        part = np.zeros(width, np.int32)
+        for t in range(steps):
+            for r in range(count):
+                row, times = rows[t, b, r], np.int32(size[b, r])
+                sent = spikes = several = np.int32(0)
+                for e in range(width):
+                    product = np.int32(row[e] * times)
+                    magnitude = abs(product)
+                    part[e] = product
+                    sent += np.int32(magnitude != 0)
+                    spikes += np.int32(((magnitude - np.int32(1)) >> shift) + np.int32(1))
+                    several += np.int32((magnitude != 0) & (magnitude != one))
+                for e in range(width):
+                    found[e] += part[e]
+                messages[t, b, r] = sent
+                unrolled[t, b, r] = spikes
+                graded[t, b, r] = several

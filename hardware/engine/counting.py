@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from hardware.engine.rows import Array
 from hardware.engine.shared import Shared
-from hardware.engine.tally import RowArray, sum_over_time
+from hardware.engine.tally import RowArray, RowCounts, sum_over_time
 from hardware.events import NodeCounter, PerImage
 
 
@@ -49,21 +49,41 @@ def weigh(
         traffic: how values above 1 count.
         gate: bool [G, B, R]: what closed rows hold is not sent.
     """
-    arriving = _messages(shared, values, gate)
-    sops = _meeting(arriving, fan_out)
-    macs, unrolled = np.zeros_like(sops), sops
+    arriving = unrolled = _messages(shared, values, gate)
+    graded = None
     if values.dtype != np.bool_:
         counts = shared.counts(values, traffic.unit)
-        unrolled = _meeting(_over_time(counts.unrolled, gate), fan_out)
-        if traffic.pixels:
-            macs = sops
-        elif traffic.multiplied:
-            macs = _meeting(_over_time(counts.graded, gate), fan_out)
+        unrolled, graded = _over_time(counts.unrolled, gate), _over_time(counts.graded, gate)
+    _add(counter, arriving, unrolled, graded, fan_out, repeat, traffic)
+
+
+def weigh_counts(counter: NodeCounter, counts: RowCounts, repeat: int, traffic: Traffic) -> None:
+    """As `weigh`, of counts that are known; each message meets one synapse."""
+    arriving, unrolled, graded = (sum_over_time(part) for part in counts)
+    _add(counter, arriving, unrolled, graded, 1, repeat, traffic)
+
+
+def _add(
+    counter: NodeCounter,
+    arriving: RowArray,
+    unrolled: RowArray,
+    graded: RowArray | None,
+    fan_out: npt.NDArray[np.int64] | int,
+    repeat: int,
+    traffic: Traffic,
+) -> None:
+    """Count messages of rows, int32 [B, R] each; `graded` None: all are single spikes."""
+    sops = _meeting(arriving, fan_out)
+    macs = np.zeros_like(sops)
+    if graded is not None and traffic.pixels:
+        macs = sops
+    elif graded is not None and traffic.multiplied:
+        macs = macs + _meeting(graded, fan_out)
     counter.add("messages", repeat * arriving.sum(axis=1, dtype=np.int64))
     counter.add("sops", repeat * sops)
     counter.add("acs", repeat * (sops - macs))
     counter.add("macs", repeat * macs)
-    counter.add("unrolled_acs", repeat * unrolled)
+    counter.add("unrolled_acs", repeat * _meeting(unrolled, fan_out))
 
 
 def _messages(shared: Shared, values: Array, gate: npt.NDArray[np.bool_] | None) -> RowArray:

@@ -23,8 +23,8 @@ from hardware.engine.synapses import FiringResult, SpikingSynapses, Synapses
 LARGEST_BYTE = 255
 _SPARE = 64
 
-_WINDOW_ROW, _EVENT, _PRODUCT = 8.0, 0.4, 0.122
-_LISTED, _MULTIPLIED = 14.0, 13.0
+_WINDOW_ROW, _EVENT, _PRODUCT = 8.0, 0.4, 0.14
+_LISTED, _MULTIPLIED = 14.0, 5.0
 """Nanoseconds on one core of an AMD EPYC (Zen 5), per tile of a target pixel and step: for each row
 of the window, for each event in it, for 4 x 16 products, and for all the rest in either kernel.
 Which kernel runs depends on them, never what it computes."""
