@@ -75,7 +75,8 @@ def as_bytes(rows: Array, synapses: Synapses, shift: int) -> Bytes:
     in_place = rows.dtype == np.bool_ and (height, width) == (window.height, window.width)
     if in_place and window.kernel_width * window.channels % 4 == 0:
         return Bytes(rows.view(np.uint8).reshape(-1), *layout)
-    values = buffers.zeros((steps * images * size + _SPARE,), np.uint8)
+    values = buffers.empty((steps * images * size + _SPARE,), np.uint8)
+    values[-_SPARE:] = 0
     maps = values[:-_SPARE].reshape(steps, images, height, line)
     source = rows.view(np.uint8) if rows.dtype == np.bool_ else rows
     lines = source.reshape(steps, images, window.height, -1)
@@ -85,14 +86,20 @@ def as_bytes(rows: Array, synapses: Synapses, shift: int) -> Bytes:
 
 @numba.njit(parallel=True, cache=True)
 def _place(lines, shift, top, left, maps):
+    """Lines shifted to the right, with zeros round each map."""
     steps, images, height, width = lines.shape
     for item in numba.prange(steps * images):
         t, b = item // images, item % images
+        target = maps[t, b]
+        target[:top] = 0
+        target[top + height :] = 0
         for y in range(height):
-            source = lines[t, b, y]
-            target = maps[t, b, top + y, left : left + width]
+            source, line = lines[t, b, y], target[top + y]
+            line[:left] = 0
+            line[left + width :] = 0
+            inner = line[left : left + width]
             for x in range(width):
-                target[x] = source[x] >> shift
+                inner[x] = source[x] >> shift
 
 
 class DenseSynapses:

@@ -36,6 +36,7 @@ from hardware.engine.plan import Plan
 from hardware.engine.pooling import pool_spikes
 from hardware.engine.rows import as_rows, from_rows
 from hardware.engine.shared import Shared
+from hardware.engine.tally import of_spikes
 from hardware.errors import EngineError
 from hardware.events import SCORES_FIRST, TABLE_FIRST, AttentionOrder, NodeCounter
 
@@ -103,8 +104,10 @@ class OrPoolExecutor(Executor):
 
     def _spikes(self, maps: Array) -> Array:
         last = np.ascontiguousarray(np.moveaxis(maps, 2, -1))
-        out = pool_spikes(last.reshape(-1, *last.shape[2:]), *self.window)
-        return np.moveaxis(out.reshape(*last.shape[:2], *out.shape[1:]), -1, 2)
+        pooled, found = pool_spikes(last.reshape(-1, *last.shape[2:]), *self.window)
+        out = np.moveaxis(pooled.reshape(*last.shape[:2], *pooled.shape[1:]), -1, 2)
+        self.shared.keep_counts(out, of_spikes(found.reshape(*last.shape[:2], -1)))
+        return out
 
     def _largest(self, maps: Array) -> Array:
         out = kernels.or_pool(maps.reshape(-1, *maps.shape[2:]), *self.window)
@@ -120,7 +123,10 @@ class ReshapeExecutor(Executor):
         (maps,) = inputs["in"]
         if self.to == "flatten":
             return {"out": maps.reshape(*maps.shape[:2], -1)}
-        return {"out": as_rows(maps)}
+        out = as_rows(maps)
+        if counter:
+            self.shared.same_rows(maps, out)
+        return {"out": out}
 
 
 class AddExecutor(Executor):
@@ -149,8 +155,9 @@ class AttentionExecutor(Executor):
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         queries, keys, values = (inputs[port][0] for port in ("q", "k", "v"))
         gate = inputs["gate"][0] if inputs.get("gate") else None
-        out, events = attend(queries, keys, values, gate, self.heads, counter is not None)
+        out, events, messages = attend(queries, keys, values, gate, self.heads, counter is not None)
         if counter:
+            self.shared.keep_messages(out, messages)
             counter.add("messages", events[:, coincidence.MESSAGES])
             for name, additions, reads in _ORDERS:
                 counter.add_order(name, AttentionOrder(events[:, additions], events[:, reads]))
@@ -327,7 +334,7 @@ class ReadoutExecutor(Executor):
         self.total += repeat * total
         if counter:
             assert counts is not None
-            counting.weigh_counts(counter, counts, repeat, traffic)
+            counting.weigh_counts(counter, counts, 1, repeat, traffic)
             counter.add("updates_active", steps * self.weight.shape[1])
         return {}
 

@@ -14,20 +14,33 @@ Pair = tuple[int, int]
 
 def pool_spikes(
     maps: npt.NDArray[np.bool_], kernel: Pair, stride: Pair, padding: Pair
-) -> npt.NDArray[np.bool_]:
-    """Whether any spike of maps [M, H, W, C] lies in each window, bool [M, H', W', C]."""
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int32]]:
+    """Whether any spike of maps [M, H, W, C] lies in each window.
+
+    Returns:
+        bool [M, H', W', C], and the spikes of each pixel, int32 [M, H' * W'].
+    """
     count, *size, channels = maps.shape
     height, width = (
         (n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, padding, kernel, stride, strict=True)
     )
     out = buffers.zeros((count, height, width, channels), np.bool_)
     pool = _pool_lanes if channels % JOINED_LANES == 0 else _pool
-    pool(maps.view(np.uint8), kernel, stride, padding, out.view(np.uint8))
-    return out
+    found = buffers.empty((count, height * width), np.int32)
+    pool(maps.view(np.uint8), kernel, stride, padding, out.view(np.uint8), found)
+    return out, found
+
+
+@numba.njit(cache=True)
+def _sum(spikes):
+    total = np.int32(0)
+    for c in range(len(spikes)):
+        total += np.int32(spikes[c])
+    return total
 
 
 @numba.njit(parallel=True, cache=True)
-def _pool(maps, kernel, stride, padding, out):
+def _pool(maps, kernel, stride, padding, out, found):
     count, height, width, channels = maps.shape
     for m in numba.prange(count):
         for y in range(out.shape[1]):
@@ -40,10 +53,11 @@ def _pool(maps, kernel, stride, padding, out):
                         pixel = maps[m, row, column]
                         for c in range(channels):
                             target[c] |= pixel[c]
+                found[m, y * out.shape[2] + x] = _sum(target)
 
 
 @numba.njit(parallel=True, cache=True)
-def _pool_lanes(maps, kernel, stride, padding, out):
+def _pool_lanes(maps, kernel, stride, padding, out, found):
     """Lines first, then the pixels of the line that they make, a pixel's channels in lanes."""
     count, height, width, channels = maps.shape
     size = width * channels
@@ -61,3 +75,4 @@ def _pool_lanes(maps, kernel, stride, padding, out):
                 target = out_at + (y * out.shape[2] + x) * channels
                 for column in range(max(left, 0), min(left + kernel[1], width)):
                     join_bytes(target, joined_at + column * channels, channels)
+                found[m, y * out.shape[2] + x] = _sum(out[m, y, x])

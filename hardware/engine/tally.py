@@ -21,12 +21,12 @@ class RowCounts(NamedTuple):
     Attributes:
         messages: values that are not 0.
         unrolled: the spikes that they stand for, rounded up.
-        graded: values that are neither 0 nor a single spike.
+        graded: values that are neither 0 nor a single spike; None: there are none.
     """
 
     messages: RowArray
     unrolled: RowArray
-    graded: RowArray
+    graded: RowArray | None
 
 
 def count_rows(rows: Array, unit: int) -> RowCounts:
@@ -54,12 +54,32 @@ def count_messages(rows: Array) -> RowArray:
 
 def of_spikes(messages: RowArray) -> RowCounts:
     """Counts of rows of spikes, of which the number of spikes is known."""
-    return RowCounts(messages, messages, np.zeros((1, 1, 1), np.int32))
+    return RowCounts(messages, messages, None)
 
 
 def sum_over_time(counts: RowArray) -> RowArray:
     """Counts [S, B, R] over all steps, int32 [B, R]."""
     return counts[0] if len(counts) == 1 else counts.sum(axis=0, dtype=np.int32)
+
+
+def sum_rows(counts: RowArray, gate: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.int64]:
+    """Counts [S, B, R] of the rows that are open (gate [G, B, R], or None), int64 [B]."""
+    steps = len(counts) if gate is None else max(len(counts), len(gate))
+    total = np.zeros(counts.shape[1], np.int64)
+    gates = np.zeros((0, 1, 1), np.bool_) if gate is None else gate
+    _sum_rows(counts, gates, steps, total)
+    return total
+
+
+def sum_weighted_rows(
+    counts: RowArray, gate: npt.NDArray[np.bool_] | None, weights: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The same, and the sum of `counts * weights`, where each row has its weight, int64 [R]."""
+    steps = len(counts) if gate is None else max(len(counts), len(gate))
+    total, weighted = np.zeros((2, counts.shape[1]), np.int64)
+    gates = np.zeros((0, 1, 1), np.bool_) if gate is None else gate
+    _sum_weighted_rows(counts, gates, weights, steps, total, weighted)
+    return total, weighted
 
 
 @numba.njit(parallel=True, cache=True)
@@ -112,3 +132,31 @@ def _count_graded(rows, unit, messages, unrolled, graded):
             messages[t, b, r] = found
             unrolled[t, b, r] = spikes
             graded[t, b, r] = several
+
+
+@numba.njit(parallel=True, cache=True)
+def _sum_rows(counts, gate, steps, total):
+    _, images, rows = counts.shape
+    for b in numba.prange(images):
+        found = np.int64(0)
+        for t in range(steps):
+            row = counts[t % len(counts), b]
+            for r in range(rows):
+                if len(gate) == 0 or gate[t % len(gate), b, r]:
+                    found += row[r]
+        total[b] = found
+
+
+@numba.njit(parallel=True, cache=True)
+def _sum_weighted_rows(counts, gate, weights, steps, total, weighted):
+    _, images, rows = counts.shape
+    for b in numba.prange(images):
+        found = met = np.int64(0)
+        for t in range(steps):
+            row = counts[t % len(counts), b]
+            for r in range(rows):
+                if len(gate) == 0 or gate[t % len(gate), b, r]:
+                    found += row[r]
+                    met += row[r] * weights[r]
+        total[b] = found
+        weighted[b] = met
