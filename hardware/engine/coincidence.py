@@ -147,11 +147,16 @@ def _attend(q, k, v, gate, count, out, counts, filled):
                 for i in range(room):
                     if asking[i]:
                         result[SCORES] += asking[i] * offered[i]
-                        result[TABLE_READS] += asking[i] * _filled(table[i])
+                        entries = vectors.filled_shorts(table_at + 2 * i * room, room)
+                        result[TABLE_READS] += asking[i] * entries
         if count:
             for n in range(tokens):
                 if gate[t, b, n]:
-                    filled[t, b, n] = _filled(made[n])
+                    row_at = out_at + size * (unit * tokens + n) * heads * room
+                    if size == 2:
+                        filled[t, b, n] = vectors.filled_shorts(row_at, heads * room)
+                    else:
+                        filled[t, b, n] = _filled(made[n])
 
 
 @numba.njit(cache=True)

@@ -142,12 +142,20 @@ def _open(gate, t, b, place):
 
 
 @numba.njit(cache=True)
-def _open_steps(gate, first, last, b, place):
-    """How many of some steps neurons take part in."""
-    found = 0
-    for t in range(first, last):
-        found += _open(gate, t, b, place)
+def _all_open(gate, b, place):
+    found = True
+    for t in range(len(gate)):
+        found &= gate[t, b, place]
     return found
+
+
+@numba.njit(cache=True)
+def _open_steps(gate, first, last, b, place):
+    """The steps from `first` on that neurons take part in, a bit for each."""
+    bits = 0
+    for t in range(first, last):
+        bits |= np.int64(_open(gate, t, b, place)) << (t - first)
+    return bits
 
 
 @numba.njit(cache=True)
@@ -190,37 +198,38 @@ def _fire_moving(
                         + x * window.stride_x * window.channels
                     )  # fmt: skip
                     voltage[:] = 0
-                    t = 0
-                    while t < steps:
+                    for t in range(0, steps, AT_ONCE):
                         last = min(t + AT_ONCE, steps)
                         taking_part = _open_steps(gate, t, last, b, place)
-                        if taking_part == AT_ONCE:
+                        if taking_part == 0:
+                            for closed in range(t, last):
+                                spikes[closed, b, place, first : first + count] = 0
+                        elif last == t + AT_ONCE:
                             row = (t * images + b) * places + place
                             counts = multiply_and_fire(
-                                tile, count, corner + t * step, step, height, line, fours, weights,
-                                shift, halving, threshold, voltage_at, drive,
+                                taking_part, tile, count, corner + t * step, step, height, line,
+                                fours, weights, shift, halving, threshold, voltage_at, drive,
                                 spikes_at + row * outputs + first, spikes_step,
                                 found_at + 4 * row, found_step,
                             )  # fmt: skip
                             quiet += counts & 0xFFFFFFFF
                             clipped += counts >> SATURATED_SHIFT
-                            t = last
-                            continue
-                        while t < last:
-                            if taking_part and _open(gate, t, b, place):
-                                multiply(
-                                    1, tile, corner + t * step, step, height, line, fours, weights,
-                                    sums_at,
-                                )  # fmt: skip
-                                counts = fire(
-                                    4, tile, sums_at, shift, halving, threshold, drive, voltage_at,
-                                    fired_at,
-                                )  # fmt: skip
-                                _copy(fired, count, spikes[t, b, place], first)
-                                found[t, b, place] += counts & 0xFF
-                                quiet += (counts >> IDLE_SHIFT) & 0xFF
-                                clipped += counts >> SATURATED_SHIFT
-                            t += 1
+                        else:
+                            for s in range(t, last):
+                                fired[:] = 0
+                                if taking_part >> (s - t) & 1:
+                                    multiply(
+                                        1, tile, corner + s * step, step, height, line, fours,
+                                        weights, sums_at,
+                                    )  # fmt: skip
+                                    counts = fire(
+                                        4, tile, sums_at, shift, halving, threshold, drive,
+                                        voltage_at, fired_at,
+                                    )  # fmt: skip
+                                    found[s, b, place] += counts & 0xFF
+                                    quiet += (counts >> IDLE_SHIFT) & 0xFF
+                                    clipped += counts >> SATURATED_SHIFT
+                                _copy(fired, count, spikes[s, b, place], first)
         idle[b, unit % blocks] = quiet
         saturated[b, unit % blocks] = clipped
 
@@ -266,7 +275,7 @@ def _fire_still(
                             line, fours, weights, sums_at,
                         )  # fmt: skip
                     arrived = sums_at + 4 * turn * tile
-                    if _open_steps(gate, 0, steps, b, place) == steps:
+                    if _all_open(gate, b, place):
                         row = b * places + place
                         counts = fire_still(
                             tile, count, steps, arrived, shift, halving, threshold, drive,
@@ -278,14 +287,15 @@ def _fire_still(
                         continue
                     voltage[:] = 0
                     for t in range(steps):
+                        fired[:] = 0
                         if _open(gate, t, b, place):
                             counts = fire(
                                 4, tile, arrived, shift, halving, threshold, drive, voltage_at,
                                 fired_at,
                             )  # fmt: skip
-                            _copy(fired, count, spikes[t, b, place], first)
                             found[t, b, place] += counts & 0xFF
                             quiet += (counts >> IDLE_SHIFT) & 0xFF
                             clipped += counts >> SATURATED_SHIFT
+                        _copy(fired, count, spikes[t, b, place], first)
         idle[b, unit % blocks] = quiet
         saturated[b, unit % blocks] = clipped

@@ -138,9 +138,12 @@ class AddExecutor(Executor):
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         addends = [as_rows(value) for value in inputs["in"]]
-        total = from_rows(add_rows(addends, self.shifts, self.dtype), self.shape)
-        if counter:
-            self.shared.counts(total, self.plan.units[self.node_name])  # what all its readers want
+        unit = self.plan.units[self.node_name] if counter else None
+        sums, counts = add_rows(addends, self.shifts, self.dtype, unit)
+        total = from_rows(sums, self.shape)
+        if counter and counts is not None:
+            assert unit is not None
+            self.shared.keep_counts(total, counts, unit)
             for value, traffic in zip(inputs["in"], self.traffic("in", False), strict=True):
                 counting.weigh(counter, self.shared, value, 1, steps // len(value), traffic)
             self.count_relays(counter, total, steps // len(total))

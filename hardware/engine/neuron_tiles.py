@@ -83,6 +83,12 @@ def step_neurons(
     )
 
 
+def _only_where(builder: ir.IRBuilder, mask: Any, before: Any, step: Step) -> Step:
+    """The step in the lanes of a mask; in the others nothing happens."""
+    voltage = builder.select(mask, step.voltage, before)
+    return Step(voltage, *(builder.and_(mask, found) for found in step[1:]))
+
+
 def ones(builder: ir.IRBuilder, mask: Any) -> Any:
     """How many of 16 lanes are set, 64-bit."""
     bits = builder.bitcast(mask, ir.IntType(SIXTEEN))
@@ -149,15 +155,27 @@ class Line:
         self.spikes, self.spikes_step = spikes, spikes_step
         self.found, self.found_step = found, found_step
 
-    def step(self, t: Any, sums: list[Any], held: list[Any]) -> list[Any]:
-        """Step `t` (64-bit scalar); `held` is the voltages, then the counts that `fire` returns
-        but for the spikes, which go to memory."""
+    def step(self, t: Any, sums: list[Any], held: list[Any], takes_part: Any = None) -> list[Any]:
+        """One step of the tile.
+
+        Args:
+            t: which, 64-bit scalar.
+            sums: what arrives.
+            held: the voltages, then the counts that `fire_still` returns.
+            takes_part: of type i1: if it is not set, nothing fires, changes or counts.
+
+        Returns:
+            What is held after the step; the spikes go to memory.
+        """
         builder = self.builder
         *voltages, counts = held
+        everybody = None if takes_part is None else broadcast(builder, takes_part, SIXTEEN)
         target = builder.add(self.spikes, builder.mul(t, self.spikes_step))
         spikes, after = constant(0), []
         for part, (arriving, before) in enumerate(zip(sums, voltages, strict=True)):
             step = step_neurons(builder, self.constants, arriving, before, self.drive[part])
+            if everybody is not None:
+                step = _only_where(builder, everybody, before, step)
             place = builder.add(target, constant(SIXTEEN * part))
             self._store(builder.zext(step.fired, _BYTES), place, self.exists[part])
             spikes = builder.add(spikes, ones(builder, step.fired))

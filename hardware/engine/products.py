@@ -13,6 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from hardware.engine.llvm import (
+    I1,
     I8,
     I32,
     SIXTEEN,
@@ -35,6 +36,8 @@ from hardware.engine.neuron_tiles import (
 
 AT_ONCE = 4
 """Windows (of as many time steps or places) for which a product reads its weights once."""
+ALL_STEPS = 2**AT_ONCE - 1
+"""A bit for each of them."""
 
 binding.initialize_native_asmparser()  # `vpdpbusd` goes by different names in different LLVM
 
@@ -121,12 +124,13 @@ def _multiply() -> Any:
 def _multiply_and_fire() -> Any:
     @intrinsic
     def multiply_and_fire(
-        context, tile, width, values, step, rows, pitch, fours, weights,
+        context, steps, tile, width, values, step, rows, pitch, fours, weights,
         shift, halving, threshold, voltage, bias, spikes, spikes_step, found, found_step,
     ):  # fmt: skip
         """`AT_ONCE` steps of a tile of neurons behind their products, sums in registers.
 
         Args:
+            steps: bit s is set if the neurons take part in step s.
             voltage: address of int32 [tile], changed. The rest as in `multiply`, `fire` and `Line`.
 
         Returns:
@@ -134,22 +138,31 @@ def _multiply_and_fire() -> Any:
         """
 
         def code(backend, builder, signature, arguments):
-            tile, width, *product = arguments[:8]
-            constants = in_lanes(builder, *arguments[8:11])
-            voltage, *rest = arguments[11:]
+            steps, tile, width, *product = arguments[:9]
+            constants = in_lanes(builder, *arguments[9:12])
+            voltage, *rest = arguments[12:]
 
-            def build(size: int) -> Any:
+            def build(all_steps: bool, size: int) -> Any:
                 sums = _multiplied(builder, AT_ONCE, size, product)
                 line = Line(builder, size, width, constants, *rest)
                 held = [*load_words(builder, voltage, size), constant(0)]
                 for t, arriving in enumerate(sums):
-                    held = line.step(constant(t), arriving, held)
+                    bit = builder.trunc(builder.lshr(steps, constant(t)), I1)
+                    held = line.step(constant(t), arriving, held, None if all_steps else bit)
                 store_words(builder, held[:-1], voltage)
                 return held[-1]
 
-            return by_tile(builder, tile, build)
+            cases = (ALL_STEPS, True), (0, False)
+            return choose(
+                builder,
+                steps,
+                [
+                    (which, lambda every=every: by_tile(builder, tile, partial(build, every)))
+                    for which, every in cases
+                ],
+            )
 
-        return types.int64(*(types.int64,) * 17), code
+        return types.int64(*(types.int64,) * 18), code
 
     return multiply_and_fire
 

@@ -55,9 +55,10 @@ class Shared:
             if key == id(values) and what in ("counts", "messages"):
                 self._once((what, *more, id(others)), others, lambda known=known: known)
 
-    def keep_counts(self, values: Array, counts: RowCounts) -> None:
-        """Counts of spikes that are known already."""
-        self._once(("counts", 1, id(values)), values, lambda: counts)
+    def keep_counts(self, values: Array, counts: RowCounts, unit: int = 1) -> None:
+        """Counts that are known already."""
+        self._units.add(unit)
+        self._once(("counts", unit, id(values)), values, lambda: counts)
 
     def lists(
         self,

@@ -219,13 +219,12 @@ class SpikingSynapses:
         return result.done()
 
     def room(self, images: int, steps: int, gate: npt.NDArray[np.bool_] | None) -> FiringRoom:
-        """Where a kernel writes what the neurons do; it passes over closed places."""
+        """Where a kernel writes what the neurons do."""
         window = self.synapses.window
         places, blocks = window.places, _blocks(window, images)
-        room = buffers.empty if gate is None else buffers.zeros
         return FiringRoom(
             gate=_closed(gate, images),
-            spikes=room((steps, images, places, self.synapses.outputs), np.bool_),
+            spikes=buffers.empty((steps, images, places, self.synapses.outputs), np.bool_),
             found=buffers.zeros((steps, images, places), np.int32),
             idle=np.zeros((images, blocks), np.int64),
             saturated=np.zeros((images, blocks), np.int64),
@@ -355,6 +354,7 @@ def _fire(
                     summed = -1
                     for t in range(steps):
                         if len(gate) and not gate[t % len(gate), b, place]:
+                            spikes[t, b, place, first : first + count] = 0
                             continue
                         s = (t % len(starts)) * images + b
                         target = fired_at

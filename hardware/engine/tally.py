@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from hardware.engine import buffers
 from hardware.engine.rows import Array
-from hardware.engine.vectors import count_shorts
+from hardware.engine.vectors import LANES, count_shorts
 
 RowArray = npt.NDArray[np.int32]
 
@@ -38,7 +38,7 @@ def count_rows(rows: Array, unit: int) -> RowCounts:
     if rows.dtype not in (np.int16, np.int32, np.int64):
         rows = rows.astype(np.int32)
     unrolled, graded = buffers.empty(shape, np.int32), buffers.empty(shape, np.int32)
-    if rows.dtype == np.int16 and rows.shape[3] % 32 == 0:
+    if rows.dtype == np.int16 and rows.shape[3] % LANES == 0:
         _count_shorts(rows, unit, messages, unrolled, graded)
     else:
         _count_graded(rows, unit, messages, unrolled, graded)
@@ -95,22 +95,29 @@ def _count_nonzero(rows, messages):
             messages[t, b, r] = found
 
 
-@numba.njit(parallel=True, cache=True)
-def _count_shorts(rows, unit, messages, unrolled, graded):
-    steps, images, count, channels = rows.shape
+@numba.njit(cache=True)
+def count_image_of_shorts(rows, unit, messages, unrolled, graded):
+    """Rows int16 [R, E] of one step and image, E a multiple of 32; the counts are int32 [R]."""
+    count, channels = rows.shape
     shift = 0
     while (1 << shift) < unit:
         shift += 1
+    address = np.int64(rows.ctypes.data)
+    found = np.empty(3, np.int32)
+    found_at = np.int64(found.ctypes.data)
+    for r in range(count):
+        count_shorts(address + 2 * r * channels, channels, shift, unit, found_at)
+        messages[r] = found[0]
+        unrolled[r] = found[1]
+        graded[r] = found[2]
+
+
+@numba.njit(parallel=True, cache=True)
+def _count_shorts(rows, unit, messages, unrolled, graded):
+    steps, images = rows.shape[:2]
     for item in numba.prange(steps * images):
         t, b = item // images, item % images
-        address = np.int64(rows[t, b].ctypes.data)
-        found = np.empty(3, np.int32)
-        found_at = np.int64(found.ctypes.data)
-        for r in range(count):
-            count_shorts(address + 2 * r * channels, channels, shift, unit, found_at)
-            messages[t, b, r] = found[0]
-            unrolled[t, b, r] = found[1]
-            graded[t, b, r] = found[2]
+        count_image_of_shorts(rows[t, b], unit, messages[t, b], unrolled[t, b], graded[t, b])
 
 
 @numba.njit(parallel=True, cache=True)

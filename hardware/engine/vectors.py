@@ -162,6 +162,32 @@ add_shorts = _adder(I16, I16, ADDED_LANES)
 add_shorts_to_ints = _adder(I16, I32, ADDED_LANES)
 
 
+def _filled_counter() -> Any:
+    kind = vector(I16, ADDED_LANES)
+
+    @intrinsic
+    def filled_shorts(context, address, length):
+        """How many of some int16 values, a multiple of `ADDED_LANES`, are not 0."""
+
+        def code(backend, builder, signature, arguments):
+            address, length = arguments
+
+            def body(k: Any, held: list[Any]) -> list[Any]:
+                at = builder.add(address, builder.mul(k, constant(2 * ADDED_LANES)))
+                filled = builder.icmp_unsigned("!=", load(builder, at, kind), splat(kind, 0))
+                bits = builder.bitcast(filled, ir.IntType(ADDED_LANES))
+                return [builder.add(held[0], builder.zext(builder.ctpop(bits), I64))]
+
+            turns = builder.sdiv(length, constant(ADDED_LANES))
+            return repeat(builder, turns, [constant(0)], body)[0]
+
+        return types.int64(types.int64, types.int64), code
+
+    return filled_shorts
+
+
+filled_shorts = _filled_counter()
+
 JOINED_LANES = 16
 
 
