@@ -8,10 +8,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from hardware.engine import buffers, vectors
+from hardware.engine import buffers
 from hardware.engine.plan import Interval
 from hardware.engine.rows import Array
-from hardware.engine.tally import RowCounts, count_image_of_shorts, count_rows
+from hardware.engine.tally import RowCounts, count_image_of_shorts, count_rows, counts_in_lanes
 
 
 def integers_for(bound: Interval) -> type[np.signedinteger]:
@@ -32,8 +32,7 @@ def add_rows(
     steps = max(len(addend) for addend in addends)
     total = buffers.empty((steps, *addends[0].shape[1:]), dtype)
     first, *others = (a.view(np.uint8) if a.dtype == np.bool_ else a for a in addends)
-    in_lanes = dtype is np.int16 and total.shape[3] % vectors.LANES == 0
-    if len(others) == 1 and unit is not None and in_lanes:
+    if len(others) == 1 and unit is not None and counts_in_lanes(dtype, total.shape[3]):
         counts = RowCounts(*(buffers.empty(total.shape[:3], np.int32) for _ in range(3)))
         _add_two_counted(first, shifts[0], others[0], shifts[1], total, unit, *counts)
         return total, counts

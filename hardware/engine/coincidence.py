@@ -23,7 +23,7 @@ MESSAGES, SCORES, SCORE_READS, TABLE, TABLE_READS = range(5)
 
 MOST_TOKENS = 2**15 - 1
 """What an entry of a table, 16 bits, can count."""
-_WORD = 32
+_WORD, _GROUP = 32, 64
 
 
 class Attended(NamedTuple):
@@ -83,22 +83,22 @@ def _by_heads(spikes: Array, heads: int, room: int) -> Array:
 @numba.njit(parallel=True, cache=True)
 def _attend(q, k, v, gate, count, out, counts, filled):
     steps, images, tokens, heads, room = q.shape
-    words = (room + _WORD - 1) // _WORD
+    words, groups = (room + _WORD - 1) // _WORD, (tokens + _GROUP - 1) // _GROUP
     q_at, k_at, v_at = np.int64(q.ctypes.data), np.int64(k.ctypes.data), np.int64(v.ctypes.data)
     out_at, size = np.int64(out.ctypes.data), out.itemsize
     for unit in numba.prange(steps * images):
         t, b = unit // images, unit % images
         table = np.zeros((room, room), np.int16)
-        asking, offered = np.zeros((2, room), np.int64)
-        values, reads = np.zeros((2, tokens), np.int32)
-        offers, asks = np.zeros((2, words, tokens), np.uint32)
+        offered, values = np.zeros(room, np.int64), np.zeros(tokens, np.int64)
+        offers = np.zeros((words, tokens), np.uint64)
+        askers = np.zeros((room, groups), np.uint64)  # of each entry, a bit for each token
         table_at = np.int64(table.ctypes.data)
         result, made = counts[t, b], out[t, b]
         made[:] = 0
         for h in range(heads):
             table[:] = 0
-            asking[:] = 0
             offered[:] = 0
+            askers[:] = 0
             offering = 0  # tokens with spikes of both k and v
             for n in range(tokens):
                 if not gate[t, b, n]:
@@ -121,14 +121,12 @@ def _attend(q, k, v, gate, count, out, counts, filled):
                 offering += found > 0 and spikes > 0
                 result[TABLE] += found * spikes
                 result[MESSAGES] += found + spikes
-            queriers = 0
             for n in range(tokens):
                 if not gate[t, b, n]:
                     continue
                 row = ((unit * tokens + n) * heads + h) * room
                 for w in range(words):
                     word = _bits(q_at + row, room, w)
-                    asks[w, queriers] = word
                     result[MESSAGES] += vectors.ones(word)
                     while word:
                         i = w * _WORD + vectors.lowest(word)
@@ -137,18 +135,17 @@ def _attend(q, k, v, gate, count, out, counts, filled):
                             vectors.add_shorts(out_at + size * row, entry_at, room)
                         else:
                             vectors.add_shorts_to_ints(out_at + size * row, entry_at, room)
-                        asking[i] += 1
+                        askers[i, n // _GROUP] |= np.uint64(1) << np.uint64(n % _GROUP)
                         word &= word - np.uint64(1)
-                queriers += 1
             if count:
-                result[SCORE_READS] += _reads(
-                    asks[:, :queriers], offers[:, :offering], values[:offering], reads[:queriers]
-                )
+                for m in range(offering):
+                    result[SCORE_READS] += values[m] * _readers(offers, m, askers)
                 for i in range(room):
-                    if asking[i]:
-                        result[SCORES] += asking[i] * offered[i]
+                    asking = _tokens(askers, i)
+                    if asking:
+                        result[SCORES] += asking * offered[i]
                         entries = vectors.filled_shorts(table_at + 2 * i * room, room)
-                        result[TABLE_READS] += asking[i] * entries
+                        result[TABLE_READS] += asking * entries
         if count:
             for n in range(tokens):
                 if gate[t, b, n]:
@@ -188,25 +185,23 @@ def _filled(row):
 
 
 @numba.njit(cache=True)
-def _reads(asks, offers, values, reads):
-    """How often a v spike is read, by a score that is not 0."""
-    reads[:] = 0
-    for m in range(len(values)):
-        if len(asks) == 1:
-            _meet(asks[0], offers[0, m], values[m], reads)
-            continue
-        for n in range(len(reads)):
-            met = np.uint32(0)
-            for w in range(len(asks)):
-                met |= asks[w, n] & offers[w, m]
-            reads[n] += values[m] if met != 0 else np.int32(0)
-    total = np.int64(0)
-    for n in range(len(reads)):
-        total += reads[n]
-    return total
+def _readers(offers, m, askers):
+    """How many tokens ask for anything that the `m`-th one offers."""
+    found = np.int64(0)
+    for group in range(askers.shape[1]):
+        met = np.uint64(0)
+        for w in range(len(offers)):
+            word = offers[w, m]
+            while word:
+                met |= askers[w * _WORD + vectors.lowest(word), group]
+                word &= word - np.uint64(1)
+        found += vectors.ones(met)
+    return found
 
 
 @numba.njit(cache=True)
-def _meet(asks, offer, value, reads):
-    for n in range(len(reads)):
-        reads[n] += value if (asks[n] & offer) != 0 else np.int32(0)
+def _tokens(askers, i):
+    found = np.int64(0)
+    for group in range(askers.shape[1]):
+        found += vectors.ones(askers[i, group])
+    return found

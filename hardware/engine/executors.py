@@ -36,7 +36,7 @@ from hardware.engine.plan import Plan
 from hardware.engine.pooling import pool_spikes
 from hardware.engine.rows import as_rows, from_rows
 from hardware.engine.shared import Shared
-from hardware.engine.tally import of_spikes
+from hardware.engine.tally import of_spikes, sent_rows
 from hardware.errors import EngineError
 from hardware.events import SCORES_FIRST, TABLE_FIRST, AttentionOrder, NodeCounter
 
@@ -172,7 +172,7 @@ class AttentionExecutor(Executor):
     ) -> None:
         gated = 0
         if gate is not None:
-            gated = counting.nonzero(~gate) * out.shape[-1] * repeat
+            gated = self.shared.closed(gate) * out.shape[-1] * repeat
         self.count_relays(counter, out, repeat)
         counter.add("updates_idle", -gated)
         counter.add("updates_gated", gated)
@@ -335,9 +335,8 @@ class ReadoutExecutor(Executor):
             total = sum_rows(as_rows(stream))
             counts = self.shared.counts(stream, traffic.unit) if counter else None
         self.total += repeat * total
-        if counter:
-            assert counts is not None
-            counting.weigh_counts(counter, counts, 1, repeat, traffic)
+        if counter and counts is not None:
+            counting.weigh_sent(counter, sent_rows(counts, None), repeat, traffic)
             counter.add("updates_active", steps * self.weight.shape[1])
         return {}
 
