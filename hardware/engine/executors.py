@@ -26,7 +26,7 @@ from export.graph import (
     Reshape,
 )
 from hardware.engine import coincidence, counting, kernels
-from hardware.engine.addition import add_rows, integers_for, sum_rows, sum_sized_rows
+from hardware.engine.addition import add_rows, integers_for, join_rows, sum_rows, sum_sized_rows
 from hardware.engine.coincidence import attend
 from hardware.engine.executor import Executor, Inputs, Outputs
 from hardware.engine.layers import SynapseExecutor
@@ -36,7 +36,7 @@ from hardware.engine.plan import Plan
 from hardware.engine.pooling import pool_spikes
 from hardware.engine.rows import as_rows, from_rows
 from hardware.engine.shared import Shared
-from hardware.engine.tally import of_spikes, sent_rows
+from hardware.engine.tally import RowCounts, of_spikes, sent_rows
 from hardware.errors import EngineError
 from hardware.events import SCORES_FIRST, TABLE_FIRST, AttentionOrder, NodeCounter
 
@@ -135,19 +135,46 @@ class AddExecutor(Executor):
         self.shifts = node.shifts
         self.shape = plan.shapes[node.name, "out"]
         self.dtype = integers_for(plan.bounds[node.name, "out"])
+        self.unit = plan.units[node.name]
+        self.overwritten: int | None = None
+        """Place among the addends of one that nobody reads after this node."""
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
-        addends = [as_rows(value) for value in inputs["in"]]
-        unit = self.plan.units[self.node_name] if counter else None
-        sums, counts = add_rows(addends, self.shifts, self.dtype, unit)
+        addends = inputs["in"]
+        if counter:
+            for value, traffic in zip(addends, self.traffic("in", False), strict=True):
+                counting.weigh(counter, self.shared, value, 1, steps // len(value), traffic)
+        if self._can_join(addends):
+            sums, counts = self._join(addends, counter is not None)
+        else:
+            rows = [as_rows(value) for value in addends]
+            sums, counts = add_rows(rows, self.shifts, self.dtype, self.unit if counter else None)
         total = from_rows(sums, self.shape)
         if counter and counts is not None:
-            assert unit is not None
-            self.shared.keep_counts(total, counts, unit)
-            for value, traffic in zip(inputs["in"], self.traffic("in", False), strict=True):
-                counting.weigh(counter, self.shared, value, 1, steps // len(value), traffic)
+            self.shared.keep_counts(total, counts, self.unit)
             self.count_relays(counter, total, steps // len(total))
         return {"out": total}
+
+    def _can_join(self, addends: Sequence[Array]) -> bool:
+        """Whether spikes can be added where the stream is."""
+        if self.overwritten is None or len(addends) != 2 or self.shifts[self.overwritten]:
+            return False
+        stream, spikes = addends[self.overwritten], addends[1 - self.overwritten]
+        return (
+            stream.ndim == 4
+            and stream.shape == spikes.shape
+            and stream.dtype == self.dtype
+            and spikes.dtype == np.bool_
+        )
+
+    def _join(self, addends: Sequence[Array], count: bool) -> tuple[Array, RowCounts | None]:
+        assert self.overwritten is not None
+        stream, spikes = addends[self.overwritten], addends[1 - self.overwritten]
+        counts = self.shared.counts(stream, self.unit) if count else None
+        found = self.shared.messages(spikes)
+        sums = stream.view()  # another array, so that what was known of the old values is forgotten
+        shift = self.shifts[1 - self.overwritten]
+        return sums, join_rows(sums, spikes, shift, found, counts, self.unit)
 
 
 class AttentionExecutor(Executor):

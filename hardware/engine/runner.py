@@ -16,11 +16,25 @@ import numpy.typing as npt
 
 from atsnn.fixed_point import pixels_to_integers
 from atsnn.threads import KERNELS
-from export.graph import LIF, Conv, Gate, Graph, Input, Linear, Node, OrPool, Output, Readout
+from export.graph import (
+    LIF,
+    Add,
+    Conv,
+    Gate,
+    Graph,
+    Input,
+    Linear,
+    Merge,
+    Node,
+    OrPool,
+    Output,
+    Readout,
+)
 from hardware.engine import buffers
 from hardware.engine.buffers import Buffers
 from hardware.engine.executors import (
     EXECUTORS,
+    AddExecutor,
     Executor,
     LIFExecutor,
     OutputExecutor,
@@ -209,6 +223,28 @@ class _Network:
             },
             **self.spiking,
         }
+        self._allow_overwriting(recorded)
+
+    def _allow_overwriting(self, recorded: Collection[Port]) -> None:
+        """Tell each Add which of its addends nobody reads after it, if it was made for it alone."""
+        if self.plan.graph.feedback:
+            return
+        place = {node.name: i for i, node in enumerate(self.nodes)}
+        place.update({fused.node_name: place[name] for name, fused in self.spiking.items()})
+        readers: dict[Port, list[str]] = {}
+        for edge in self.plan.graph.edges:
+            readers.setdefault((edge.source, edge.source_port), []).append(edge.target)
+        for node in self.plan.graph.of_kind(Add):
+            executor = self.executors[node.name]
+            assert isinstance(executor, AddExecutor)
+            for which, edge in enumerate(self.plan.edges(node.name, "in")):
+                port = edge.source, edge.source_port
+                others = [place[name] for name in readers[port] if name != node.name]
+                alone = len(others) == len(readers[port]) - 1
+                own_memory = isinstance(self.plan.graph[edge.source], Add | Merge)
+                last = all(other < place[node.name] for other in others)
+                if own_memory and alone and last and port not in recorded:
+                    executor.overwritten = which
 
     def _spiking(self, recorded: Collection[Port]) -> dict[str, SpikingSynapseExecutor]:
         if self.plan.graph.feedback:

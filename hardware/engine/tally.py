@@ -126,6 +126,12 @@ def _count_nonzero(rows, messages):
 
 
 @numba.njit(cache=True)
+def unpacked(counts):
+    """Messages, graded values and unrolled spikes, of what `count_shorts` returns."""
+    return counts & 0xFFFF, (counts >> 16) & 0xFFFF, counts >> 32
+
+
+@numba.njit(cache=True)
 def count_image_of_shorts(rows, unit, messages, unrolled, graded):
     """Rows int16 [R, E] of one step and image, E a multiple of 32; the counts are int32 [R]."""
     count, channels = rows.shape
@@ -135,9 +141,7 @@ def count_image_of_shorts(rows, unit, messages, unrolled, graded):
     address = np.int64(rows.ctypes.data)
     for r in range(count):
         found = count_shorts(address + 2 * r * channels, channels, shift, unit)
-        messages[r] = found & 0xFFFF
-        graded[r] = (found >> 16) & 0xFFFF
-        unrolled[r] = found >> 32
+        messages[r], graded[r], unrolled[r] = unpacked(found)
 
 
 @numba.njit(parallel=True, cache=True)

@@ -91,6 +91,35 @@ def _short_counter() -> Any:
 count_shorts = _short_counter()
 
 
+def _spike_adder() -> Any:
+    @intrinsic
+    def add_spikes(context, total, spikes, length, shift):
+        """`total[:] += spikes << shift`, int16 and bytes, a multiple of `LANES` long."""
+
+        def code(backend, builder, signature, arguments):
+            total, spikes, length, shift = arguments
+            shorts = vector(I16, LANES)
+            shifts = broadcast(builder, builder.trunc(shift, I16), LANES)
+
+            def body(k: Any, held: list[Any]) -> list[Any]:
+                at = builder.mul(k, constant(LANES))
+                target = builder.add(total, builder.shl(at, constant(1)))
+                given = load(builder, builder.add(spikes, at), vector(I8, LANES))
+                added = builder.shl(builder.zext(given, shorts), shifts)
+                store(builder, builder.add(load(builder, target, shorts), added), target)
+                return held
+
+            repeat(builder, builder.sdiv(length, constant(LANES)), [], body)
+            return backend.get_dummy_value()
+
+        return types.void(*(types.int64,) * 4), code
+
+    return add_spikes
+
+
+add_spikes = _spike_adder()
+
+
 def _masker(lanes: int) -> Any:
     kind = vector(I8, lanes)
 
