@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from atsnn.fixed_point import ACTIVATION_SHIFT
 from export.graph import (
     LIF,
     Add,
@@ -27,15 +28,16 @@ from export.graph import (
 )
 from hardware.engine import coincidence, counting, kernels
 from hardware.engine.addition import add_rows, integers_for, join_rows, sum_rows, sum_sized_rows
-from hardware.engine.coincidence import attend
+from hardware.engine.coincidence import attend, attend_and_fire, can_fire
 from hardware.engine.executor import Executor, Inputs, Outputs
 from hardware.engine.layers import SynapseExecutor
 from hardware.engine.merging import Matches, Reduction, match_tokens
-from hardware.engine.neurons import Neurons
+from hardware.engine.neurons import HALVING, Neurons
 from hardware.engine.plan import Plan
 from hardware.engine.pooling import pool_spikes
 from hardware.engine.rows import as_rows, from_rows
 from hardware.engine.shared import Shared
+from hardware.engine.synapses import can_fuse
 from hardware.engine.tally import RowCounts, of_spikes, sent_rows
 from hardware.errors import EngineError
 from hardware.events import SCORES_FIRST, TABLE_FIRST, AttentionOrder, NodeCounter
@@ -187,22 +189,95 @@ class AttentionExecutor(Executor):
         gate = inputs["gate"][0] if inputs.get("gate") else None
         out, events, messages = attend(queries, keys, values, gate, self.heads, counter is not None)
         if counter:
-            self.shared.keep_messages(out, messages)
-            counter.add("messages", events[:, coincidence.MESSAGES])
-            for name, additions, reads in _ORDERS:
-                counter.add_order(name, AttentionOrder(events[:, additions], events[:, reads]))
-            self._count_neurons(out, gate, steps // len(out), counter)
+            self.count(events, messages, out.shape, gate, counter)
         return {"out": out}
 
-    def _count_neurons(
-        self, out: Array, gate: Array | None, repeat: int, counter: NodeCounter
+    def count(
+        self,
+        events: Array,
+        filled: Array,
+        shape: tuple[int, ...],
+        gate: Array | None,
+        counter: NodeCounter,
     ) -> None:
+        """Count the events of `Attended`; the values are of `shape` [T, B, N, D]."""
+        counter.add("messages", events[:, coincidence.MESSAGES])
+        for name, additions, reads in _ORDERS:
+            counter.add_order(name, AttentionOrder(events[:, additions], events[:, reads]))
+        steps, _, tokens, channels = shape
         gated = 0
         if gate is not None:
-            gated = self.shared.closed(gate) * out.shape[-1] * repeat
-        self.count_relays(counter, out, repeat)
-        counter.add("updates_idle", -gated)
+            gated = self.shared.closed(gate) * channels * (steps // len(gate))
+        active = filled.sum(axis=(0, 2), dtype=np.int64)
+        counter.add("updates_active", active)
+        counter.add("updates_idle", steps * tokens * channels - active - gated)
         counter.add("updates_gated", gated)
+
+
+class SpikingAttentionExecutor(AttentionExecutor):
+    """Attention together with the LIF neurons behind it, from the first step to the last."""
+
+    def __init__(self, node: Attention, neurons: LIF, plan: Plan) -> None:
+        super().__init__(node, plan)
+        assert neurons.constants is not None  # see `fusible_attention`
+        constants = neurons.constants
+        channels = plan.shapes[node.name, "out"][1]
+        self.bias = np.ascontiguousarray(np.broadcast_to(constants.bias, channels), np.int32)
+        self.halving = int(constants.dv == HALVING)
+        self.threshold = constants.threshold << ACTIVATION_SHIFT
+        self.begin()
+
+    def begin(self) -> None:
+        self.wraps, self.saturations = 0, 0  # without current memory nothing wraps
+
+    def run(
+        self,
+        inputs: Inputs,
+        steps: int,
+        counter: NodeCounter | None,
+        neuron_counter: NodeCounter | None,
+    ) -> Outputs:
+        """As `advance`, with a counter for each of the two nodes."""
+        queries, keys, values = (
+            np.broadcast_to(inputs[p][0], (steps, *inputs[p][0].shape[1:])) for p in ("q", "k", "v")
+        )
+        gate = inputs["gate"][0] if inputs.get("gate") else None
+        fired = attend_and_fire(
+            queries, keys, values, gate, self.heads, counter is not None,
+            self.bias, self.halving, self.threshold,
+        )  # fmt: skip
+        self.saturations += fired.saturations
+        self.shared.keep_counts(fired.spikes, of_spikes(fired.found))
+        if counter and neuron_counter:
+            shape = fired.spikes.shape
+            self.count(fired.events, fired.messages, shape, gate, counter)
+            size, gated = int(np.prod(shape[2:])), 0
+            if gate is not None:
+                gated = self.shared.closed(gate) * shape[3] * (steps // len(gate))
+            neuron_counter.add("updates_gated", gated)
+            neuron_counter.add("updates_idle", fired.idle)
+            neuron_counter.add("updates_active", steps * size - gated - fired.idle)
+            neuron_counter.add("spikes", counting.messages(self.shared, fired.spikes))
+        return {"out": fired.spikes}
+
+
+def fusible_attention(plan: Plan, node: Attention) -> LIF | None:
+    """The LIF node that can fire as soon as this node's sums are there, if there is one."""
+    users = plan.users(node.name)
+    if len(users) != 1 or users[0].lag:
+        return None
+    neurons = plan.graph[users[0].target]
+    if not isinstance(neurons, LIF) or neurons.constants is None:
+        return None
+    own = plan.attention_gates.get(node.name)
+    gates = [(edge.source, edge.source_port) for edge in plan.edges(neurons.name, "gate")]
+    alone = len(plan.edges(neurons.name, "in")) == 1
+    tokens, channels = plan.shapes[node.name, "out"]
+    fits = can_fire(tokens, channels, node.heads)
+    current_fits = can_fuse(neurons.constants, plan.bounds[node.name, "out"])
+    if alone and gates == ([own] if own else []) and fits and current_fits:
+        return neurons
+    return None
 
 
 class HaltingScoreExecutor(Executor):

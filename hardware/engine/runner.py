@@ -19,6 +19,7 @@ from atsnn.threads import KERNELS
 from export.graph import (
     LIF,
     Add,
+    Attention,
     Conv,
     Gate,
     Graph,
@@ -39,6 +40,8 @@ from hardware.engine.executors import (
     LIFExecutor,
     OutputExecutor,
     ReadoutExecutor,
+    SpikingAttentionExecutor,
+    fusible_attention,
 )
 from hardware.engine.layers import SpikingSynapseExecutor, fusible
 from hardware.engine.plan import Plan, Port, dense_macs, image_axis, make_plan
@@ -200,13 +203,17 @@ def _batch_size(plan: Plan, images: int) -> int:
     return -(-images // -(-images // allowed))
 
 
+Fused = SpikingSynapseExecutor | SpikingAttentionExecutor
+"""Runs a LIF node together with the node in front of it."""
+
+
 class _Network:
     """The executors of a plan.
 
     Attributes:
         nodes: all but the Input.
-        spiking: LIF node -> executor of the synapses in front of it and of itself as one.
-        absorbed: the Conv and Linear nodes that run with the LIF behind them.
+        spiking: LIF node -> executor of what is in front of it and of itself as one.
+        absorbed: the nodes that run with the LIF behind them.
         executors: node -> executor, of all that are not absorbed.
     """
 
@@ -246,17 +253,22 @@ class _Network:
                 if own_memory and alone and last and port not in recorded:
                     executor.overwritten = which
 
-    def _spiking(self, recorded: Collection[Port]) -> dict[str, SpikingSynapseExecutor]:
+    def _spiking(self, recorded: Collection[Port]) -> dict[str, Fused]:
+        found: dict[str, Fused] = {}
         if self.plan.graph.feedback:
-            return {}
-        pairs = [(node, fusible(self.plan, node)) for node in self.nodes]
-        return {
-            neurons.name: SpikingSynapseExecutor(node, neurons, self.plan)
-            for node, neurons in pairs
-            if neurons is not None
-            and isinstance(node, Conv | Linear)
-            and (node.name, "out") not in recorded
-        }
+            return found
+        for node in self.nodes:
+            if (node.name, "out") in recorded:
+                continue
+            if isinstance(node, Conv | Linear):
+                neurons = fusible(self.plan, node)
+                if neurons is not None:
+                    found[neurons.name] = SpikingSynapseExecutor(node, neurons, self.plan)
+            elif isinstance(node, Attention):
+                neurons = fusible_attention(self.plan, node)
+                if neurons is not None:
+                    found[neurons.name] = SpikingAttentionExecutor(node, neurons, self.plan)
+        return found
 
 
 class _Run:
@@ -382,13 +394,14 @@ class _Run:
                 images = now[self.plan.input_node.name, "out"].shape[1]
                 value = np.zeros((1, images, *self.plan.shapes[port]), np.int64)
             inputs.setdefault(edge.target_port, []).append(value)
+        absorbed = spiking.node_name if spiking else node.name
+        if absorbed in self.plan.attention_gates:
+            inputs["gate"] = [now[self.plan.attention_gates[absorbed]]]
         if spiking:
             fired = spiking.run(
                 inputs, steps, counters.get(spiking.node_name), counters.get(node.name)
             )
             return {(node.name, "out"): fired["out"]}
-        if node.name in self.plan.attention_gates:
-            inputs["gate"] = [now[self.plan.attention_gates[node.name]]]
         outputs = self.executors[node.name].advance(inputs, steps, counters.get(node.name))
         return {(node.name, port): value for port, value in outputs.items()}
 
@@ -427,7 +440,7 @@ class _Run:
 
     def _range(self, node: Node) -> LayerRange:
         executor = self.executors[node.name]
-        assert isinstance(executor, LIFExecutor | SpikingSynapseExecutor)
+        assert isinstance(executor, LIFExecutor | SpikingSynapseExecutor | SpikingAttentionExecutor)
         return LayerRange(node.name, node.source, executor.wraps, executor.saturations)
 
 
