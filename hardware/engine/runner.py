@@ -54,8 +54,8 @@ Record = Literal["none", "spikes", "all"] | Collection[str]
 Array = npt.NDArray
 LOGITS = "logits"
 
-_BATCH_BYTES = 32 * 2**20
-_LARGEST_BATCH = 256
+_BATCH_BYTES = 64 * 2**20
+_LARGEST_BATCH = 512
 
 
 def run(
@@ -77,7 +77,7 @@ def run(
             "all" (every node; other outputs of a Merge as "name:gate", "name:alive", "name:size"),
             "none" (logits only), or the names of nodes.
         count_events: False leaves `EngineResult.events` None and saves time.
-        batch: images at a time; by default as many as keep the spikes of a layer near 32 MB.
+        batch: images at a time; by default as many as keep the spikes of a layer near 64 MB.
         progress: called with (images done, images in all) after each batch.
 
     Raises:

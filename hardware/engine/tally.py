@@ -180,10 +180,13 @@ def _count_graded(rows, unit, messages, unrolled, graded):
                 _count_one(rows[t, b, r, c], shift, unit, r, sent, spikes, several)
 
 
-@numba.njit(parallel=True, cache=True)
+# To wake a second thread would take longer than these sums do.
+
+
+@numba.njit(cache=True)
 def _sum_rows(counts, gate, steps, total):
     _, images, rows = counts.shape
-    for b in numba.prange(images):
+    for b in range(images):
         found = np.int64(0)
         for t in range(steps):
             row = counts[t % len(counts), b]
@@ -197,10 +200,10 @@ def _sum_rows(counts, gate, steps, total):
         total[b] = found
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(cache=True)
 def _sum_weighted_rows(counts, gate, weights, steps, total, weighted):
     _, images, rows = counts.shape
-    for b in numba.prange(images):
+    for b in range(images):
         found = met = np.int64(0)
         for t in range(steps):
             row = counts[t % len(counts), b]
