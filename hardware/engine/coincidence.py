@@ -182,7 +182,9 @@ def _attend_and_fire(
         quiet = clipped = np.int64(0)
         for t in range(steps):
             first = (t * images + b) * tokens * width
-            made[:] = 0
+            for n in range(tokens):
+                if gate[t, b, n]:
+                    made[n * width : (n + 1) * width] = 0
             _attend_once(
                 q_at + first, k_at + first, v_at + first, gate[t, b], sizes, count, made_at, 2,
                 scratch, counts[t, b],
@@ -213,8 +215,8 @@ def _attend_and_fire(
 
 @numba.njit(cache=True)
 def _scratch(tokens, room):
-    """Table; how often each entry is offered; v spikes and k spikes of tokens that have both; and
-    for each entry a bit for each token that asks for it."""
+    """Table; how often each entry is offered; v spikes and k spikes of tokens that have both; for
+    each entry a bit for each token that asks for it; the tokens that are open."""
     words, groups = (room + _WORD - 1) // _WORD, (tokens + _GROUP - 1) // _GROUP
     return (
         np.zeros((room, room), np.int16),
@@ -222,6 +224,7 @@ def _scratch(tokens, room):
         np.zeros(tokens, np.int64),
         np.zeros((words, tokens), np.uint64),
         np.zeros((room, groups), np.uint64),
+        np.zeros(tokens, np.int64),
     )
 
 
@@ -229,17 +232,18 @@ def _scratch(tokens, room):
 def _attend_once(q_at, k_at, v_at, gate, sizes, count, out_at, size, scratch, result):
     """One step of one image; `out_at` is the address of zeros."""
     tokens, heads, room = sizes
-    table, offered, values, offers, askers = scratch
-    words = len(offers)
+    table, offered, values, offers, askers, who = scratch
+    words, there = len(offers), 0
+    for n in range(tokens):
+        who[there] = n
+        there += gate[n]
     table_at = np.int64(table.ctypes.data)
     for h in range(heads):
         table[:] = 0
         offered[:] = 0
         askers[:] = 0
         offering = 0
-        for n in range(tokens):
-            if not gate[n]:
-                continue
+        for n in who[:there]:
             row = (n * heads + h) * room
             given_at = v_at + row
             spikes = _spikes(given_at, room)
@@ -258,9 +262,7 @@ def _attend_once(q_at, k_at, v_at, gate, sizes, count, out_at, size, scratch, re
             offering += found > 0 and spikes > 0
             result[TABLE] += found * spikes
             result[MESSAGES] += found + spikes
-        for n in range(tokens):
-            if not gate[n]:
-                continue
+        for n in who[:there]:
             row = (n * heads + h) * room
             for w in range(words):
                 word = _bits(q_at + row, room, w)

@@ -108,7 +108,7 @@ def sum_weighted_rows(
     steps = len(counts) if gate is None else max(len(counts), len(gate))
     total, weighted = np.zeros((2, counts.shape[1]), np.int64)
     gates = np.zeros((0, 1, 1), np.bool_) if gate is None else gate
-    _sum_weighted_rows(counts, gates, weights, steps, total, weighted)
+    _sum_weighted_rows(counts, gates, weights.astype(np.int32), steps, total, weighted)
     return total, weighted
 
 
@@ -152,14 +152,6 @@ def _count_shorts(rows, unit, messages, unrolled, graded):
         count_image_of_shorts(rows[t, b], unit, messages[t, b], unrolled[t, b], graded[t, b])
 
 
-@numba.njit(cache=True)
-def _count_one(value, shift, unit, r, sent, spikes, several):
-    size = abs(np.int32(value))
-    sent[r] += np.int32(size != 0)
-    spikes[r] += np.int32(((size - np.int32(1)) >> shift) + np.int32(1))
-    several[r] += np.int32((size != 0) & (size != unit))
-
-
 @numba.njit(parallel=True, cache=True)
 def _count_graded(rows, unit, messages, unrolled, graded):
     steps, images, count, channels = rows.shape
@@ -169,15 +161,30 @@ def _count_graded(rows, unit, messages, unrolled, graded):
     for item in numba.prange(steps * images):
         t, b = item // images, item % images
         sent, spikes, several = messages[t, b], unrolled[t, b], graded[t, b]
-        for r in range(count):
-            sent[r] = spikes[r] = several[r] = np.int32(0)
         if channels == 1:  # as grey pixels are: all rows in one loop
+            values = rows[t, b, :, 0]
             for r in range(count):
-                _count_one(rows[t, b, r, 0], shift, unit, r, sent, spikes, several)
+                sent[r], spikes[r], several[r] = _weighed(values[r], shift, unit)
             continue
         for r in range(count):
+            row = rows[t, b, r]
+            found = whole = others = np.int32(0)
             for c in range(channels):
-                _count_one(rows[t, b, r, c], shift, unit, r, sent, spikes, several)
+                one = _weighed(row[c], shift, unit)
+                found += one[0]
+                whole += one[1]
+                others += one[2]
+            sent[r] = found
+            spikes[r] = whole
+            several[r] = others
+
+
+@numba.njit(cache=True)
+def _weighed(value, shift, unit):
+    """Whether a value is sent, the spikes that it stands for, whether it is not one spike."""
+    size = abs(np.int32(value))
+    whole = np.int32(((size - np.int32(1)) >> shift) + np.int32(1))
+    return np.int32(size != 0), whole, np.int32((size != 0) & (size != unit))
 
 
 # To wake a second thread would take longer than these sums do.
@@ -210,7 +217,7 @@ def _sum_weighted_rows(counts, gate, weights, steps, total, weighted):
             if len(gate) == 0:
                 for r in range(rows):
                     found += row[r]
-                    met += row[r] * weights[r]
+                    met += np.int64(row[r]) * np.int64(weights[r])
             else:
                 is_open = gate[t % len(gate), b]
                 for r in range(rows):
