@@ -15,7 +15,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from atsnn import fused_norm, fused_pool
 from atsnn.config import ModelConfig
 from atsnn.errors import ConfigError, DatasetError
 from atsnn.halting import LOOK_BACK_ORDERS, Gate, HaltingScore, ponder
@@ -86,9 +88,23 @@ class ConvLayer(nn.Module):
         self.synapse, self.norm, self.neuron = synapse, norm, neuron
 
     def forward(self, x: Tensor, repeat: int = 1) -> Tensor:
+        steps = max(repeat, x.shape[0])
+        if self.training and fused_norm.fits(x, self.norm):
+            return self._fused(x, steps)
         current = self.norm(self.synapse(x.flatten(0, 1)))
         current = current.view(*x.shape[:2], *current.shape[1:])
-        return self.neuron(current.expand(max(repeat, x.shape[0]), *current.shape[1:]))[0]
+        return self.neuron(current.expand(steps, *current.shape[1:]))[0]
+
+    def _fused(self, x: Tensor, steps: int) -> Tensor:
+        """The same in one operation, on maps whose channels are contiguous in memory."""
+        last = torch.channels_last
+        maps = self.synapse(x.flatten(0, 1).contiguous(memory_format=last))
+        rows = maps.contiguous(memory_format=last).permute(0, 2, 3, 1)
+        norm = cast("_BatchNorm", self.norm)
+        spikes, _ = fused_norm.normalize_and_fire(
+            rows.reshape(x.shape[0], -1, rows.shape[-1]), norm, self.neuron.fused, steps
+        )
+        return spikes.view(steps, x.shape[1], *rows.shape[1:]).permute(0, 1, 4, 2, 3)
 
 
 class TokenLayer(nn.Module):
@@ -102,10 +118,24 @@ class TokenLayer(nn.Module):
         self, x: Tensor, gate: Tensor | None = None, voltage: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         current = self.synapse(x)
+        if self.training and voltage is None and fused_norm.fits(current, self.norm):
+            return self._fused(current, gate)
         current = (
             self.norm(current, gate) if isinstance(self.norm, TokenNorm) else self.norm(current)
         )
         return self.neuron(current, gate, voltage)
+
+    def _fused(self, current: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Normalisation, neurons and gate in one operation, from zero potential."""
+        steps, shape = current.shape[0], current.shape
+        spikes, state = fused_norm.normalize_and_fire(
+            current.reshape(steps, -1, shape[-1]),
+            cast("_BatchNorm", self.norm),
+            self.neuron.fused,
+            steps,
+            None if gate is None else gate.reshape(steps, -1),
+        )
+        return spikes.view(shape), state.view(shape[1:])
 
     def forward_rows(
         self, rows: Tensor, gate: Tensor, voltage: Tensor | None = None
@@ -118,8 +148,12 @@ class SpikePool(nn.Module):
     """Max pooling 3x3, stride 2: a pooled neuron fires if any in its window did."""
 
     def forward(self, spikes: Tensor) -> Tensor:
-        pooled = functional.max_pool2d(spikes.flatten(0, 1), 3, 2, 1)
-        return pooled.view(*spikes.shape[:2], *pooled.shape[1:])
+        maps = spikes.flatten(0, 1)
+        if self.training and fused_pool.fits(maps):
+            pooled = fused_pool.max_pool(maps)
+        else:
+            pooled = functional.max_pool2d(maps, 3, 2, 1)
+        return pooled.unflatten(0, spikes.shape[:2])
 
 
 class ToTokens(nn.Module):
