@@ -109,9 +109,9 @@ def _add(x, into):
 
 
 @numba.njit(error_model="numpy")
-def _combine(g, x, mean, scale, along, offset, into):
+def _combine(x, mean, scale, along, offset, g):
     for j in range(g.size):
-        into[j] = scale[j] * g[j] + (along[j] * (x[j] - mean[j]) + offset[j])
+        g[j] = scale[j] * g[j] + (along[j] * (x[j] - mean[j]) + offset[j])
 
 
 # --- kernels ---
@@ -202,10 +202,14 @@ def _through_time(
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
-def reduce_tiles(x, gate, grad, grad_state, scale, shift, mean, gain, threshold, slope, partial):
-    """Sums of g and of g * (x - mean), g the gradient of the normalised current.
+def reduce_tiles(
+    x, gate, grad, grad_state, scale, shift, mean, gain, threshold, slope,
+    partial, result, grad_gate,
+):  # fmt: skip
+    """Gradient g of the normalised current into result [Tx, n], and its sums.
 
-    partial [chunks, 2, width].
+    A constant x gets the sum over t. partial [chunks, 2, width]: sums of g and of g * (x - mean).
+    grad_gate [T, tiles]: sums of the gradients of the spikes that an open gate would let through.
     """
     steps, n = grad.shape
     width = scale.size
@@ -218,36 +222,6 @@ def reduce_tiles(x, gate, grad, grad_state, scale, shift, mean, gain, threshold,
         first, second = partial[c, 0], partial[c, 1]
         for i in range(c * CHUNK, min(tiles, (c + 1) * CHUNK)):
             start, stop = i * width, min(n, (i + 1) * width)
-            _through_time(
-                x, gate, grad, grad_state, i, start, stop,
-                scale, shift, gain, threshold, slope, before, carried, out,
-            )  # fmt: skip
-            for t in range(steps):
-                if gate.size == 0 or gate[t, i] > 0:
-                    current = x[t if moving else 0, start:stop]
-                    _add_products(out[t, : stop - start], current, mean, first, second)
-
-
-@numba.njit(parallel=True, cache=True, error_model="numpy")
-def return_tiles(
-    x, gate, grad, grad_state, scale, shift, mean, along, offset, gain, threshold, slope,
-    result, grad_gate,
-):  # fmt: skip
-    """Gradient of x: `scale * g + along * (x - mean) + offset` where the gate is open, else 0.
-
-    A constant x gets the sum over t. grad_gate [T, tiles]: sums of the gradients of the spikes that
-    an open gate would let through.
-    """
-    steps, n = grad.shape
-    width = scale.size
-    moving = x.shape[0] > 1
-    tiles = (n + width - 1) // width
-    for c in numba.prange((tiles + CHUNK - 1) // CHUNK):
-        before = np.empty((steps, width), x.dtype)
-        out = np.empty((steps, width), x.dtype)
-        carried = np.empty(width, x.dtype)
-        for i in range(c * CHUNK, min(tiles, (c + 1) * CHUNK)):
-            start, stop = i * width, min(n, (i + 1) * width)
             size = stop - start
             _through_time(
                 x, gate, grad, grad_state, i, start, stop,
@@ -258,15 +232,27 @@ def return_tiles(
                     _add(out[t, :size], out[0])
             for t in range(x.shape[0]):
                 into = result[t, start:stop]
+                into[:] = out[t, :size]
                 if gate.size == 0 or gate[t, i] > 0:
-                    current = x[t, start:stop]
-                    _combine(out[t, :size], current, mean, scale, along, offset, into)
-                else:
-                    into[:] = 0.0
+                    _add_products(out[t, :size], x[t, start:stop], mean, first, second)
             if grad_gate.size > 0:
                 for t in range(steps):
                     arriving = grad[t, start:stop]
                     grad_gate[t, i] = _sum_where_fired(arriving, before[t, :size], threshold)
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def return_tiles(x, gate, scale, mean, along, offset, result):
+    """g in result [Tx, n] -> `scale * g + along * (x - mean) + offset` where the gate is open."""
+    n, width = x.shape[1], scale.size
+    tiles = (n + width - 1) // width
+    for c in numba.prange((tiles + CHUNK - 1) // CHUNK):
+        for i in range(c * CHUNK, min(tiles, (c + 1) * CHUNK)):
+            start, stop = i * width, min(n, (i + 1) * width)
+            for t in range(x.shape[0]):
+                if gate.size == 0 or gate[t, i] > 0:
+                    into = result[t, start:stop]
+                    _combine(x[t, start:stop], mean, scale, along, offset, into)
 
 
 # --- autograd ---
@@ -417,20 +403,27 @@ class _NormalizeAndFire(torch.autograd.Function):
         width = _width(channels, gate)
         affine = _affine(weight, bias, statistics, ctx.eps, width, x.dtype)
         f = _numpy_type(x)
-        given = (
-            x.numpy(),
-            _nothing(x, 2) if gate is None else gate.contiguous().to(x.dtype).numpy(),
-            grad_spikes.contiguous().view(steps, -1).numpy(),
-            _nothing(x, 1) if grad_state is None else grad_state.contiguous().view(-1).numpy(),
-            affine.scale,
-            affine.shift,
-            affine.mean,
-        )
-        constants = _constants(neuron, f)
+        opened = _nothing(x, 2) if gate is None else gate.contiguous().to(x.dtype).numpy()
         partial = np.zeros((_chunks(rows * channels, width), 2, width), f)
+        grad_x = torch.empty_like(x)
+        grad_gate = None
+        if gate is not None and ctx.needs_input_grad[3]:
+            grad_gate = torch.empty_like(gate, memory_format=torch.contiguous_format)
         with KERNELS:
             use_torch_threads()
-            reduce_tiles(*given, *constants, partial)
+            reduce_tiles(
+                x.numpy(),
+                opened,
+                grad_spikes.contiguous().view(steps, -1).numpy(),
+                _nothing(x, 1) if grad_state is None else grad_state.contiguous().view(-1).numpy(),
+                affine.scale,
+                affine.shift,
+                affine.mean,
+                *_constants(neuron, f),
+                partial,
+                grad_x.numpy(),
+                _nothing(x, 2) if grad_gate is None else grad_gate.numpy(),
+            )
         deviation = (statistics.variance + ctx.eps).sqrt()
         sum_g, sum_gx = _add_partial(partial, channels)
         grad_weight, grad_bias = sum_gx / deviation, sum_g
@@ -439,17 +432,16 @@ class _NormalizeAndFire(torch.autograd.Function):
             scale = weight.double() / deviation
             along = -scale * grad_weight / deviation / statistics.count
             offset = -scale * grad_bias / statistics.count
-        grad_x = torch.empty_like(x)
-        grad_gate = torch.empty_like(gate) if ctx.needs_input_grad[3] else None
         with KERNELS:
             use_torch_threads()
             return_tiles(
-                *given,
+                x.numpy(),
+                opened,
+                affine.scale,
+                affine.mean,
                 _tiled(along.to(x.dtype), width),
                 _tiled(offset.to(x.dtype), width),
-                *constants,
                 grad_x.numpy(),
-                _nothing(x, 2) if grad_gate is None else grad_gate.numpy(),
             )
         return (
             grad_x.view_as(current),

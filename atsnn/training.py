@@ -44,6 +44,7 @@ from atsnn.errors import CheckpointError, ConfigError, DatasetError, TrainingErr
 from atsnn.evaluation import Evaluation, evaluate
 from atsnn.files import write_atomically
 from atsnn.losses import total_loss
+from atsnn.memory import kept_memory
 from atsnn.progress import Meter, duration, say
 from atsnn.quantization import quantize_model
 from atsnn.spikformer import Spikformer
@@ -147,7 +148,8 @@ def _reproducible(config: TrainConfig) -> Iterator[None]:
     setattr(deterministic, _FILL, False)
     torch.manual_seed(config.seed)
     try:
-        yield
+        with kept_memory():
+            yield
     finally:
         setattr(deterministic, _FILL, fill)
         torch.use_deterministic_algorithms(strict)
