@@ -117,9 +117,9 @@ class TokenLayer(nn.Module):
     def forward(
         self, x: Tensor, gate: Tensor | None = None, voltage: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        if self.training and voltage is None and fused_norm.fits(x, self.norm):
+            return self._fused(pointwise(x, self.synapse), gate)
         current = self.synapse(x)
-        if self.training and voltage is None and fused_norm.fits(current, self.norm):
-            return self._fused(current, gate)
         current = (
             self.norm(current, gate) if isinstance(self.norm, TokenNorm) else self.norm(current)
         )
@@ -142,6 +142,19 @@ class TokenLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The same for open tokens only: rows [R, I] -> spikes [R, O]."""
         return self.neuron.forward_rows(self.norm(self.synapse(rows)), gate, voltage)
+
+
+def pointwise(x: Tensor, synapse: nn.Linear) -> Tensor:
+    """A linear map of tokens [T, B, N, I] as a 1x1 convolution over rows of N.
+
+    On the CPU torch gives products of matrices to MKL and convolutions to oneDNN, which is up to
+    twice as fast on these shapes (processors other than Intel's above all).
+    """
+    steps, images, count, width = x.shape
+    maps = x.reshape(steps * images, 1, count, width).permute(0, 3, 1, 2)
+    weight = synapse.weight[:, :, None, None]
+    rows = functional.conv2d(maps, weight, synapse.bias).permute(0, 2, 3, 1)
+    return rows.reshape(steps, images, count, -1)
 
 
 class SpikePool(nn.Module):
