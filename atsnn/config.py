@@ -207,6 +207,9 @@ class TrainConfig(_Section):
             takes all of them (None: always all).
         threads: torch threads (None: torch's choice).
         device: `auto` takes a CUDA GPU where there is one.
+        precision: `bf16` computes convolutions and linear maps in bfloat16 (mixed precision).
+        accumulate: parts in which each process computes its share of a batch, one after another;
+            each part has batch norm statistics of its own.
     """
 
     epochs: int = Field(default=300, ge=1)
@@ -230,6 +233,21 @@ class TrainConfig(_Section):
     eval_images: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bf16"] = "float32"
+    accumulate: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.quantized and self.precision != "float32":
+            raise ValueError(
+                "quantized training computes exact integers, which bf16 rounds: use precision "
+                "float32"
+            )
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"batch {self.batch} does not divide into accumulate {self.accumulate}"
+            )
+        return self
 
 
 class StageConfig(_Section):

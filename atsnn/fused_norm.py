@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from atsnn.distributed import processes, sum_over_processes
 from atsnn.fused import FusedNeuron
 from atsnn.threads import KERNELS, use_torch_threads
 
@@ -302,6 +303,8 @@ def normalize_and_fire(
 ) -> tuple[Tensor, Tensor]:
     """Batch norm and LIF neurons over all steps, from zero potential.
 
+    With several processes the statistics are those of all of them.
+
     Args:
         current: [Tx, R, C] contiguous, Tx = `steps`, or 1 for a current that is the same at every
             step. Float32 or float64.
@@ -321,10 +324,11 @@ def normalize_and_fire(
 def _statistics(x: Tensor, gate: Tensor | None, norm: _BatchNorm) -> Statistics:
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    count = x.shape[0] * x.shape[1] if gate is None else float(gate.sum())
+    own = float(x.shape[0] * x.shape[1]) if gate is None else float(gate.sum())
+    count = float(sum_over_processes(torch.tensor(own, dtype=torch.float64)))
     if not norm.training or count < 2:
         return Statistics(norm.running_mean.double(), norm.running_var.double(), 0.0)
-    found = _batch_statistics(x, gate, count)
+    found = _batch_statistics(x, gate, own, count)
     momentum = norm.momentum
     assert momentum is not None
     with torch.no_grad():
@@ -336,7 +340,7 @@ def _statistics(x: Tensor, gate: Tensor | None, norm: _BatchNorm) -> Statistics:
     return found
 
 
-def _batch_statistics(x: Tensor, gate: Tensor | None, count: float) -> Statistics:
+def _batch_statistics(x: Tensor, gate: Tensor | None, own: float, count: float) -> Statistics:
     """Sums are taken around the mean of a few rows, which keeps float32 sums of squares exact."""
     channels = x.shape[2]
     width = _width(channels, gate)
@@ -348,9 +352,14 @@ def _batch_statistics(x: Tensor, gate: Tensor | None, count: float) -> Statistic
     with KERNELS:
         use_torch_threads()
         sum_tiles(flat.numpy(), opened, _tiled(reference, width), partial)
-    first, second = _add_partial(partial, channels) / count
-    mean = reference.double() + first
-    return Statistics(mean, (second - first.square()).clamp(min=0.0), count)
+    sums = _add_partial(partial, channels)
+    if processes() > 1:  # each process has a reference of its own: back to plain sums
+        far = reference.double()
+        squares = sums[1] + 2 * far * sums[0] + own * far.square()
+        first, second = sum_over_processes(torch.stack([sums[0] + own * far, squares])) / count
+        return Statistics(first, (second - first.square()).clamp(min=0.0), count)
+    first, second = sums / count
+    return Statistics(reference.double() + first, (second - first.square()).clamp(min=0.0), count)
 
 
 class _NormalizeAndFire(torch.autograd.Function):
@@ -429,9 +438,10 @@ class _NormalizeAndFire(torch.autograd.Function):
         grad_weight, grad_bias = sum_gx / deviation, sum_g
         along = offset = torch.zeros_like(sum_g)
         if statistics.count:
+            sum_g, sum_gx = sum_over_processes(torch.stack([sum_g, sum_gx]))
             scale = weight.double() / deviation
-            along = -scale * grad_weight / deviation / statistics.count
-            offset = -scale * grad_bias / statistics.count
+            along = -scale * sum_gx / deviation.square() / statistics.count
+            offset = -scale * sum_g / statistics.count
         with KERNELS:
             use_torch_threads()
             return_tiles(

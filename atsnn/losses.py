@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from atsnn.config import TrainConfig
+from atsnn.distributed import mean_of_all
 from atsnn.spikformer import ModelOutput
 
 PRIOR_WIDTH = 0.15
@@ -20,7 +21,7 @@ def total_loss(output: ModelOutput, targets: Tensor, config: TrainConfig, adapti
         return loss
     loss = loss + config.ponder_weight * output.ponder.mean()
     if config.gate_weight:
-        excess = (output.gates.mean() - config.gate_target).clamp(min=0)
+        excess = (mean_of_all(output.gates.mean()) - config.gate_target).clamp(min=0)
         loss = loss + config.gate_weight * excess
     if config.prior_weight:
         loss = loss + config.prior_weight * prior_divergence(output.scores, config.prior_center)
@@ -34,7 +35,7 @@ def prior_divergence(scores: Tensor, center: float) -> Tensor:
         scores: [L, T, B, N].
         center: place of the prior's peak on the way from the first cell (0) to the last (1).
     """
-    mean = scores.mean((2, 3))
+    mean = mean_of_all(scores.mean((2, 3)))
     share = (mean / mean.sum().clamp(min=1e-6)).clamp(min=1e-6)
     prior = cell_prior(mean.shape[0], mean.shape[1], center).to(share)
     return (prior * (prior / share).log()).sum()

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from atsnn import fused_norm, fused_pool
 from atsnn.config import ModelConfig
+from atsnn.distributed import differentiable_sum, processes, sum_over_processes
 from atsnn.errors import ConfigError, DatasetError
 from atsnn.halting import LOOK_BACK_ORDERS, Gate, HaltingScore, ponder
 from atsnn.merging import TokenMerging
@@ -53,28 +54,46 @@ class TokenNorm(nn.BatchNorm1d):
     """Batch normalisation over the rows [T, B, N] of open tokens; halted ones stay out of it."""
 
     def forward(self, input: Tensor, gate: Tensor | None = None) -> Tensor:
-        if gate is None or not self.training:
-            return super().forward(input.flatten(0, -2)).view(input.shape)
-        rows, weight = input.flatten(0, -2), gate.detach().flatten()
-        count = float(weight.sum())
-        if count < 2:
-            mean, variance = self.running_mean, self.running_var
-        else:
-            mean = (weight / count) @ rows
-            variance = (weight / count) @ (rows - mean).square()
-            self._update(mean.detach(), variance.detach() * count / (count - 1))
-        assert variance is not None
-        assert mean is not None
-        factor = self.weight * torch.rsqrt(variance + self.eps)
-        return input * factor + (self.bias - mean * factor)
+        if self.training and (gate is not None or processes() > 1):
+            return normalize_open_rows(self, input, gate)
+        return super().forward(input.flatten(0, -2)).view(input.shape)
 
-    @torch.no_grad()
-    def _update(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.momentum is not None
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
+
+def normalize_open_rows(norm: _BatchNorm, input: Tensor, gate: Tensor | None) -> Tensor:
+    """Batch norm in training mode with the statistics of the open rows of all processes.
+
+    Args:
+        input: [..., C]. gate: [...] of 0 and 1, or None: all rows are open.
+    """
+    rows = input.flatten(0, -2)
+    weight = rows.new_ones(len(rows)) if gate is None else gate.detach().flatten()
+    count = float(sum_over_processes(weight.sum()))
+    if count < 2:
+        mean, variance = norm.running_mean, norm.running_var
+    else:
+        mean = differentiable_sum((weight / count) @ rows)
+        variance = differentiable_sum((weight / count) @ (rows - mean).square())
+        _update(norm, mean.detach(), variance.detach() * count / (count - 1))
+        if gate is None and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+    assert variance is not None
+    assert mean is not None
+    factor = norm.weight * torch.rsqrt(variance + norm.eps)
+    return input * factor + (norm.bias - mean * factor)
+
+
+@torch.no_grad()
+def _update(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.momentum is not None
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(variance, norm.momentum)
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """Within it, mixed precision is off: counts of spikes stay exact integers."""
+    return torch.autocast(device.type, enabled=False)
 
 
 class ConvLayer(nn.Module):
@@ -91,15 +110,22 @@ class ConvLayer(nn.Module):
         steps = max(repeat, x.shape[0])
         if self.training and fused_norm.fits(x, self.norm):
             return self._fused(x, steps)
-        current = self.norm(self.synapse(x.flatten(0, 1)))
+        current = self._normalized(self.synapse(x.flatten(0, 1)).to(x.dtype))
         current = current.view(*x.shape[:2], *current.shape[1:])
         return self.neuron(current.expand(steps, *current.shape[1:]))[0]
+
+    def _normalized(self, maps: Tensor) -> Tensor:
+        """Batch norm; of all processes where there are several."""
+        if self.training and processes() > 1 and isinstance(self.norm, _BatchNorm):
+            rows = normalize_open_rows(self.norm, maps.permute(0, 2, 3, 1), None)
+            return rows.permute(0, 3, 1, 2).contiguous()
+        return self.norm(maps)
 
     def _fused(self, x: Tensor, steps: int) -> Tensor:
         """The same in one operation, on maps whose channels are contiguous in memory."""
         last = torch.channels_last
         maps = self.synapse(x.flatten(0, 1).contiguous(memory_format=last))
-        rows = maps.contiguous(memory_format=last).permute(0, 2, 3, 1)
+        rows = maps.to(x.dtype).contiguous(memory_format=last).permute(0, 2, 3, 1)
         norm = cast("_BatchNorm", self.norm)
         spikes, _ = fused_norm.normalize_and_fire(
             rows.reshape(x.shape[0], -1, rows.shape[-1]), norm, self.neuron.fused, steps
@@ -118,15 +144,27 @@ class TokenLayer(nn.Module):
         self, x: Tensor, gate: Tensor | None = None, voltage: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         if self.training and voltage is None and fused_norm.fits(x, self.norm):
-            return self._fused(pointwise(x, self.synapse), gate)
-        current = self.synapse(x)
+            return self._fused(x, gate)
+        current = functional.linear(x, self.synapse.weight, self._bias()).to(x.dtype)
         current = (
             self.norm(current, gate) if isinstance(self.norm, TokenNorm) else self.norm(current)
         )
         return self.neuron(current, gate, voltage)
 
-    def _fused(self, current: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _bias(self) -> Tensor | None:
+        """The synapse's bias, without a gradient in front of batch statistics.
+
+        They take away what it adds, so that its gradient is 0 but for rounding errors, which Adam
+        would scale up to whole steps.
+        """
+        bias = self.synapse.bias
+        if bias is not None and isinstance(self.norm, _BatchNorm) and self.norm.training:
+            return bias.detach()
+        return bias
+
+    def _fused(self, x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
         """Normalisation, neurons and gate in one operation, from zero potential."""
+        current = pointwise(x, self.synapse.weight, self._bias()).to(x.dtype)
         steps, shape = current.shape[0], current.shape
         spikes, state = fused_norm.normalize_and_fire(
             current.reshape(steps, -1, shape[-1]),
@@ -144,7 +182,7 @@ class TokenLayer(nn.Module):
         return self.neuron.forward_rows(self.norm(self.synapse(rows)), gate, voltage)
 
 
-def pointwise(x: Tensor, synapse: nn.Linear) -> Tensor:
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear map of tokens [T, B, N, I] as a 1x1 convolution over rows of N.
 
     On the CPU torch gives products of matrices to MKL and convolutions to oneDNN, which is up to
@@ -152,8 +190,7 @@ def pointwise(x: Tensor, synapse: nn.Linear) -> Tensor:
     """
     steps, images, count, width = x.shape
     maps = x.reshape(steps * images, 1, count, width).permute(0, 3, 1, 2)
-    weight = synapse.weight[:, :, None, None]
-    rows = functional.conv2d(maps, weight, synapse.bias).permute(0, 2, 3, 1)
+    rows = functional.conv2d(maps, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
     return rows.reshape(steps, images, count, -1)
 
 
@@ -206,7 +243,8 @@ class AttentionCore(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         split = (*q.shape[:3], self.heads, q.shape[3] // self.heads)
         q, k, v = (x.view(split).transpose(2, 3) for x in (q, k, v))
-        mixed = (q @ (k.transpose(-1, -2) @ v)) * self.scale
+        with full_precision(q.device):
+            mixed = (q @ (k.transpose(-1, -2) @ v)) * self.scale
         return mixed.transpose(2, 3).flatten(3)
 
 
@@ -219,9 +257,12 @@ class Readout(nn.Module):
 
     def forward(self, x: Tensor, size: Tensor | None = None) -> Tensor:
         """x [T, B, N, D], size [B, N] -> logits [B, classes]."""
-        if size is not None:
-            return self.head((x.mean(0) * size[:, :, None]).sum(1) / x.shape[2])
-        return self.head(x.mean((0, 2)))
+        if size is None:
+            pooled = x.mean((0, 2))
+        else:
+            pooled = (x.mean(0) * size[:, :, None]).sum(1) / x.shape[2]
+        with full_precision(x.device):
+            return self.head(pooled)
 
 
 class Stem(nn.Module):

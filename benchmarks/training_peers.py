@@ -195,7 +195,7 @@ def check_same(model: Spikformer, names: Sequence[str], images: Tensor, labels: 
 
     Compared in float64, where a rounding that differs moves no spike: every spike must be equal
     and every gradient within 1e-6 of its largest entry. Linear biases in front of a batch norm are
-    left out: their gradient is 0 but for rounding.
+    left out: their gradient is 0 but for rounding, and ours computes none.
 
     Raises:
         BenchmarkError: names the first layer or parameter that differs.
