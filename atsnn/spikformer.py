@@ -27,6 +27,9 @@ from atsnn.neurons import SpikingNeuron
 
 State = dict[str, Any]
 
+WORTH_LEAVING_OUT = 0.75
+"""Share of tokens open at some step up to which training gathers them (see docs/training.md)."""
+
 
 @dataclass(frozen=True)
 class ModelOutput:
@@ -163,7 +166,15 @@ class TokenLayer(nn.Module):
         return bias
 
     def _fused(self, x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Normalisation, neurons and gate in one operation, from zero potential."""
+        """Normalisation, neurons and gate in one operation, from zero potential.
+
+        Tokens that are closed at every step are left out, unless the gate needs a gradient: that of
+        a closed gate is made of the spikes that it holds back.
+        """
+        if gate is not None and not gate.requires_grad:
+            opened = gate.amax(0) > 0
+            if 0 < int(opened.sum()) <= WORTH_LEAVING_OUT * opened.numel():
+                return self._fused_without(x, gate, opened)
         current = pointwise(x, self.synapse.weight, self._bias()).to(x.dtype)
         steps, shape = current.shape[0], current.shape
         spikes, state = fused_norm.normalize_and_fire(
@@ -174,6 +185,30 @@ class TokenLayer(nn.Module):
             None if gate is None else gate.reshape(steps, -1),
         )
         return spikes.view(shape), state.view(shape[1:])
+
+    def _fused_without(self, x: Tensor, gate: Tensor, opened: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for the tokens `opened` [B, N] alone, in images of N tokens, the last filled up
+        with closed ones; the others fire nothing and stay at zero potential.
+        """
+        steps, images, count, width = x.shape
+        index = opened.flatten().nonzero()[:, 0]
+        fill = -len(index) % count
+        rows = functional.pad(x.reshape(steps, -1, width)[:, index], (0, 0, 0, fill))
+        gates = functional.pad(gate.reshape(steps, -1)[:, index], (0, fill))
+        current = pointwise(
+            rows.view(steps, -1, count, width), self.synapse.weight, self._bias()
+        ).to(x.dtype)
+        spikes, state = fused_norm.normalize_and_fire(
+            current.reshape(steps, -1, current.shape[-1]),
+            cast("_BatchNorm", self.norm),
+            self.neuron.fused,
+            steps,
+            gates,
+        )
+        full = x.new_zeros((steps, images * count, current.shape[-1]))
+        full = full.index_copy(1, index, spikes[:, : len(index)])
+        rest = x.new_zeros(full.shape[1:]).index_copy(0, index, state[: len(index)])
+        return full.view(steps, images, count, -1), rest.view(images, count, -1)
 
     def forward_rows(
         self, rows: Tensor, gate: Tensor, voltage: Tensor | None = None
@@ -442,6 +477,8 @@ class Spikformer(nn.Module):
                 scores.append(self.score_list[index](x))
                 score = scores[-1] if score is None else score + scores[-1]
                 gate, total = self.gate_list[index](score, alive)
+                if not self.config.halting.enabled:
+                    gate = gate.detach()  # a score that is off has no gradient
                 gates.append(gate)
                 totals.append(total)
             x, alive, size = block(x, gate, alive, size)

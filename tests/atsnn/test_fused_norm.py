@@ -188,3 +188,48 @@ class TestInTheModel:
         assert layer(torch.randn(2, 3, 5, 3))[0].shape == (2, 3, 5, 4)
         conv = ConvLayer(nn.Conv2d(3, 4, 3), nn.Identity(), NEURON)
         assert conv(torch.randn(2, 3, 3, 5, 5)).shape == (2, 3, 4, 3, 3)
+
+
+class TestLeavingOut:
+    """Tokens that are closed at every step, without a gradient of the gate."""
+
+    @staticmethod
+    def observed(layer: TokenLayer, x: Tensor, gate: Tensor) -> list[Tensor]:
+        layer = copy.deepcopy(layer)
+        spikes, state = layer(x, gate)
+        weight = torch.sin(torch.arange(spikes.numel(), dtype=x.dtype)).view_as(spikes)
+        loss = (spikes * weight).sum() + state.square().sum()
+        norm = layer.norm
+        assert isinstance(norm, TokenNorm)
+        inputs = [x, layer.synapse.weight, norm.weight, norm.bias]
+        running = [norm.running_mean, norm.running_var]
+        return [spikes, state, *torch.autograd.grad(loss, inputs), *running]
+
+    @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+    @pytest.mark.parametrize("training", [True, False])
+    def test_equals_masking(
+        self, share: float, training: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        layer = TokenLayer(nn.Linear(6, 8).double(), norm_of(8, training), NEURON)
+        x = torch.randint(0, 3, (3, 4, 9, 6)).double().requires_grad_()
+        gate = (torch.rand(3, 4, 9) < 0.8).double() * (torch.rand(4, 9) < share)
+        called = []
+        without = TokenLayer._fused_without
+        monkeypatch.setattr(
+            TokenLayer, "_fused_without", lambda *a: called.append(1) or without(*a)
+        )
+        left_out = self.observed(layer, x, gate)
+        monkeypatch.setattr("atsnn.spikformer.WORTH_LEAVING_OUT", -1.0)
+        masked = self.observed(layer, x, gate)
+        assert called == ([1] if share else [])
+        assert torch.equal(left_out[0], masked[0])
+        for ours, theirs in zip(left_out, masked, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+    def test_a_gate_that_learns_is_masked(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(TokenLayer, "_fused_without")
+        layer = TokenLayer(nn.Linear(6, 8).double(), norm_of(8), NEURON)
+        gate = torch.zeros(2, 2, 5, dtype=torch.float64)
+        gate[:, :, 0] = 1.0
+        spikes, _ = layer(torch.ones(2, 2, 5, 6, dtype=torch.float64), gate.requires_grad_())
+        assert spikes.requires_grad
