@@ -7,10 +7,12 @@ kept as bits, so that the coincidences of the other order are counted a word at 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
-from hardware.engine import vectors
+from hardware.engine import buffers, vectors
 from hardware.engine.addition import integers_for
 from hardware.engine.plan import Interval
 from hardware.engine.rows import Array
@@ -24,9 +26,21 @@ MOST_TOKENS = 2**15 - 1
 _WORD = 32
 
 
-def attend(
-    q: Array, k: Array, v: Array, gate: Array | None, heads: int, count: bool
-) -> tuple[Array, Array]:
+class Attended(NamedTuple):
+    """What attention gave.
+
+    Attributes:
+        out: int16 or int32 [S, B, N, D].
+        events: int64 [B, 5], zeros if they were not wanted.
+        messages: int32 [S, B, N], how many values of a token are not 0, or zeros.
+    """
+
+    out: Array
+    events: Array
+    messages: Array
+
+
+def attend(q: Array, k: Array, v: Array, gate: Array | None, heads: int, count: bool) -> Attended:
     """Attention of bool [S, B, N, D], and its events per image.
 
     Args:
@@ -34,9 +48,6 @@ def attend(
         gate: bool [S, B, N], or None: all open.
         heads: contiguous groups of the last axis.
         count: whether the events are wanted.
-
-    Returns:
-        int16 or int32 [S, B, N, D]; int64 [B, 5], zeros if not wanted.
 
     Raises:
         EngineError: more tokens than an entry of a table can count.
@@ -51,13 +62,14 @@ def attend(
     width = channels // heads
     room = -(-width // vectors.ADDED_LANES) * vectors.ADDED_LANES
     dtype = integers_for(Interval(0, tokens * width))
-    out = np.zeros((steps, images, tokens, heads, room), dtype)
+    out = buffers.empty((steps, images, tokens, heads, room), dtype)
     counts = np.zeros((steps, images, 5), np.int64)
+    filled = np.zeros((steps, images, tokens), np.int32)
     _attend(
         _by_heads(q, heads, room), _by_heads(k, heads, room), _by_heads(v, heads, room), gates,
-        count, out, counts,
+        count, out.reshape(steps, images, tokens, -1), counts, filled,
     )  # fmt: skip
-    return out[..., :width].reshape(q.shape), counts.sum(axis=0)
+    return Attended(out[..., :width].reshape(q.shape), counts.sum(axis=0), filled)
 
 
 def _by_heads(spikes: Array, heads: int, room: int) -> Array:
@@ -69,9 +81,11 @@ def _by_heads(spikes: Array, heads: int, room: int) -> Array:
 
 
 @numba.njit(parallel=True, cache=True)
-def _attend(q, k, v, gate, count, out, counts):
+def _attend(q, k, v, gate, count, out, counts, filled):
     steps, images, tokens, heads, room = q.shape
     words = (room + _WORD - 1) // _WORD
+    q_at, k_at, v_at = np.int64(q.ctypes.data), np.int64(k.ctypes.data), np.int64(v.ctypes.data)
+    out_at, size = np.int64(out.ctypes.data), out.itemsize
     for unit in numba.prange(steps * images):
         t, b = unit // images, unit % images
         table = np.zeros((room, room), np.int16)
@@ -79,7 +93,8 @@ def _attend(q, k, v, gate, count, out, counts):
         values, reads = np.zeros((2, tokens), np.int32)
         offers, asks = np.zeros((2, words, tokens), np.uint32)
         table_at = np.int64(table.ctypes.data)
-        result = counts[t, b]
+        result, made = counts[t, b], out[t, b]
+        made[:] = 0
         for h in range(heads):
             table[:] = 0
             asking[:] = 0
@@ -88,12 +103,12 @@ def _attend(q, k, v, gate, count, out, counts):
             for n in range(tokens):
                 if not gate[t, b, n]:
                     continue
-                keys, given = k[t, b, n, h], v[t, b, n, h]
-                given_at = np.int64(given.ctypes.data)
-                spikes = _spikes(given)
+                row = ((unit * tokens + n) * heads + h) * room
+                given_at = v_at + row
+                spikes = _spikes(given_at, room)
                 found = 0
                 for w in range(words):
-                    word = _bits(keys, w)
+                    word = _bits(k_at + row, room, w)
                     offers[w, offering] = word
                     found += vectors.ones(word)
                     while word:
@@ -110,18 +125,18 @@ def _attend(q, k, v, gate, count, out, counts):
             for n in range(tokens):
                 if not gate[t, b, n]:
                     continue
-                queries = q[t, b, n, h]
-                out_at = np.int64(out[t, b, n, h].ctypes.data)
+                row = ((unit * tokens + n) * heads + h) * room
                 for w in range(words):
-                    word = _bits(queries, w)
+                    word = _bits(q_at + row, room, w)
                     asks[w, queriers] = word
                     result[MESSAGES] += vectors.ones(word)
                     while word:
                         i = w * _WORD + vectors.lowest(word)
-                        if out.itemsize == 2:
-                            vectors.add_shorts(out_at, table_at + 2 * i * room, room)
+                        entry_at = table_at + 2 * i * room
+                        if size == 2:
+                            vectors.add_shorts(out_at + size * row, entry_at, room)
                         else:
-                            vectors.add_shorts_to_ints(out_at, table_at + 2 * i * room, room)
+                            vectors.add_shorts_to_ints(out_at + size * row, entry_at, room)
                         asking[i] += 1
                         word &= word - np.uint64(1)
                 queriers += 1
@@ -132,15 +147,22 @@ def _attend(q, k, v, gate, count, out, counts):
                 for i in range(room):
                     if asking[i]:
                         result[SCORES] += asking[i] * offered[i]
-                        result[TABLE_READS] += asking[i] * _filled(table[i])
+                        entries = vectors.filled_shorts(table_at + 2 * i * room, room)
+                        result[TABLE_READS] += asking[i] * entries
+        if count:
+            for n in range(tokens):
+                if gate[t, b, n]:
+                    row_at = out_at + size * (unit * tokens + n) * heads * room
+                    if size == 2:
+                        filled[t, b, n] = vectors.filled_shorts(row_at, heads * room)
+                    else:
+                        filled[t, b, n] = _filled(made[n])
 
 
 @numba.njit(cache=True)
-def _bits(spikes, word):
+def _bits(address, length, word):
     """The `word`-th 32 spikes of a row as bits."""
-    first = word * _WORD
-    at = np.int64(spikes.ctypes.data) + first
-    left = len(spikes) - first
+    at, left = address + word * _WORD, length - word * _WORD
     if left >= _WORD:
         return vectors.bits_of_32(at)
     bits = np.uint64(0)
@@ -150,10 +172,10 @@ def _bits(spikes, word):
 
 
 @numba.njit(cache=True)
-def _spikes(row):
+def _spikes(address, length):
     found = 0
-    for w in range((len(row) + _WORD - 1) // _WORD):
-        found += vectors.ones(_bits(row, w))
+    for w in range((length + _WORD - 1) // _WORD):
+        found += vectors.ones(_bits(address, length, w))
     return found
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from hardware.engine.rows import Array
 from hardware.engine.shared import Shared
-from hardware.engine.tally import RowArray, sum_over_time
+from hardware.engine.tally import RowArray, RowCounts, of_spikes, sum_rows, sum_weighted_rows
 from hardware.events import NodeCounter, PerImage
 
 
@@ -49,40 +49,54 @@ def weigh(
         traffic: how values above 1 count.
         gate: bool [G, B, R]: what closed rows hold is not sent.
     """
-    arriving = _messages(shared, values, gate)
-    sops = _meeting(arriving, fan_out)
-    macs, unrolled = np.zeros_like(sops), sops
-    if values.dtype != np.bool_:
+    if values.dtype == np.bool_:
+        counts = of_spikes(shared.messages(values))
+    else:
         counts = shared.counts(values, traffic.unit)
-        unrolled = _meeting(_over_time(counts.unrolled, gate), fan_out)
+    weigh_counts(counter, counts, fan_out, repeat, traffic, gate=gate)
+
+
+def weigh_counts(
+    counter: NodeCounter,
+    counts: RowCounts,
+    fan_out: npt.NDArray[np.int64] | int,
+    repeat: int,
+    traffic: Traffic,
+    *,
+    gate: npt.NDArray[np.bool_] | None = None,
+) -> None:
+    """As `weigh`, of counts that are known."""
+    arriving = unrolled = _sent(counts.messages, gate, fan_out)
+    sops, macs = repeat * arriving.synapses, 0
+    if counts.graded is not None:
+        unrolled = _sent(counts.unrolled, gate, fan_out)
         if traffic.pixels:
             macs = sops
         elif traffic.multiplied:
-            macs = _meeting(_over_time(counts.graded, gate), fan_out)
-    counter.add("messages", repeat * arriving.sum(axis=1, dtype=np.int64))
-    counter.add("sops", repeat * sops)
-    counter.add("acs", repeat * (sops - macs))
-    counter.add("macs", repeat * macs)
-    counter.add("unrolled_acs", repeat * unrolled)
+            macs = repeat * _sent(counts.graded, gate, fan_out).synapses
+    counter.add("messages", repeat * arriving.messages)
+    counter.add("sops", sops)
+    counter.add("acs", sops - macs)
+    counter.add("macs", macs)
+    counter.add("unrolled_acs", repeat * unrolled.synapses)
 
 
-def _messages(shared: Shared, values: Array, gate: npt.NDArray[np.bool_] | None) -> RowArray:
-    """Messages of each open row over time, int32 [B, R]."""
-    if gate is None:
-        return shared.messages_over_time(values)
-    return _over_time(shared.messages(values), gate)
+@dataclass(frozen=True)
+class _Sent:
+    """Messages of all open rows over time and the synapses that they meet, int64 [B] each."""
+
+    messages: PerImage
+    synapses: PerImage
 
 
-def _over_time(counts: RowArray, gate: npt.NDArray[np.bool_] | None) -> RowArray:
-    """Sum over time of counts [S, B, R] of open rows, int32 [B, R]."""
-    return sum_over_time(counts if gate is None else counts * gate)
-
-
-def _meeting(counts: RowArray, fan_out: npt.NDArray[np.int64] | int) -> PerImage:
-    """Synapses that messages [B, R] meet, int64 [B]."""
+def _sent(
+    counts: RowArray, gate: npt.NDArray[np.bool_] | None, fan_out: npt.NDArray[np.int64] | int
+) -> _Sent:
+    """Of counts int32 [S, B, R]."""
     if isinstance(fan_out, int):
-        return counts.sum(axis=1, dtype=np.int64) * fan_out
-    return counts @ fan_out
+        messages = sum_rows(counts, gate)
+        return _Sent(messages, messages * fan_out)
+    return _Sent(*sum_weighted_rows(counts, gate, fan_out))
 
 
 def messages(shared: Shared, values: Array) -> PerImage:

@@ -26,15 +26,17 @@ from export.graph import (
     Reshape,
 )
 from hardware.engine import coincidence, counting, kernels
-from hardware.engine.addition import add_rows, integers_for, sum_rows
+from hardware.engine.addition import add_rows, integers_for, sum_rows, sum_sized_rows
 from hardware.engine.coincidence import attend
 from hardware.engine.executor import Executor, Inputs, Outputs
 from hardware.engine.layers import SynapseExecutor
+from hardware.engine.merging import Matches, Reduction, match_tokens
 from hardware.engine.neurons import Neurons
 from hardware.engine.plan import Plan
 from hardware.engine.pooling import pool_spikes
 from hardware.engine.rows import as_rows, from_rows
 from hardware.engine.shared import Shared
+from hardware.engine.tally import of_spikes
 from hardware.errors import EngineError
 from hardware.events import SCORES_FIRST, TABLE_FIRST, AttentionOrder, NodeCounter
 
@@ -102,8 +104,10 @@ class OrPoolExecutor(Executor):
 
     def _spikes(self, maps: Array) -> Array:
         last = np.ascontiguousarray(np.moveaxis(maps, 2, -1))
-        out = pool_spikes(last.reshape(-1, *last.shape[2:]), *self.window)
-        return np.moveaxis(out.reshape(*last.shape[:2], *out.shape[1:]), -1, 2)
+        pooled, found = pool_spikes(last.reshape(-1, *last.shape[2:]), *self.window)
+        out = np.moveaxis(pooled.reshape(*last.shape[:2], *pooled.shape[1:]), -1, 2)
+        self.shared.keep_counts(out, of_spikes(found.reshape(*last.shape[:2], -1)))
+        return out
 
     def _largest(self, maps: Array) -> Array:
         out = kernels.or_pool(maps.reshape(-1, *maps.shape[2:]), *self.window)
@@ -119,7 +123,10 @@ class ReshapeExecutor(Executor):
         (maps,) = inputs["in"]
         if self.to == "flatten":
             return {"out": maps.reshape(*maps.shape[:2], -1)}
-        return {"out": as_rows(maps)}
+        out = as_rows(maps)
+        if counter:
+            self.shared.same_rows(maps, out)
+        return {"out": out}
 
 
 class AddExecutor(Executor):
@@ -131,9 +138,12 @@ class AddExecutor(Executor):
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         addends = [as_rows(value) for value in inputs["in"]]
-        total = from_rows(add_rows(addends, self.shifts, self.dtype), self.shape)
-        if counter:
-            self.shared.counts(total, self.plan.units[self.node_name])  # what all its readers want
+        unit = self.plan.units[self.node_name] if counter else None
+        sums, counts = add_rows(addends, self.shifts, self.dtype, unit)
+        total = from_rows(sums, self.shape)
+        if counter and counts is not None:
+            assert unit is not None
+            self.shared.keep_counts(total, counts, unit)
             for value, traffic in zip(inputs["in"], self.traffic("in", False), strict=True):
                 counting.weigh(counter, self.shared, value, 1, steps // len(value), traffic)
             self.count_relays(counter, total, steps // len(total))
@@ -148,8 +158,9 @@ class AttentionExecutor(Executor):
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         queries, keys, values = (inputs[port][0] for port in ("q", "k", "v"))
         gate = inputs["gate"][0] if inputs.get("gate") else None
-        out, events = attend(queries, keys, values, gate, self.heads, counter is not None)
+        out, events, messages = attend(queries, keys, values, gate, self.heads, counter is not None)
         if counter:
+            self.shared.keep_messages(out, messages)
             counter.add("messages", events[:, coincidence.MESSAGES])
             for name, additions, reads in _ORDERS:
                 counter.add_order(name, AttentionOrder(events[:, additions], events[:, reads]))
@@ -236,20 +247,24 @@ class MergeExecutor(Executor):
     def __init__(self, node: Merge, plan: Plan) -> None:
         super().__init__(node, plan)
         self.node = node
+        self.largest = plan.bound_into(node.name, self.compared_port).magnitude
+
+    @property
+    def compared_port(self) -> str:
+        return "keys" if self.node.similarity == "keys" else "x"
 
     def start(self, images: int, shared: Shared) -> None:
         super().start(images, shared)
-        self.reduction: kernels.Reduction | None = None
+        self.reduction: Reduction | None = None
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         stream, gate = inputs["x"][0], inputs["gate"][0]
         if self.reduction is None:
             self.reduction = self._assign(inputs, counter)
         reduction = self.reduction
-        stream = np.broadcast_to(stream, (steps, *stream.shape[1:]))
         out = reduction(stream)
         if counter:
-            self._count_combining(stream, out, counter)
+            self._count_combining(stream, out, steps // len(stream), counter)
         latched = (steps, *reduction.size.shape)
         return {
             "out": out,
@@ -258,53 +273,44 @@ class MergeExecutor(Executor):
             "size": np.broadcast_to(reduction.size, latched),
         }
 
-    def _assign(self, inputs: Inputs, counter: NodeCounter | None) -> kernels.Reduction:
-        stream, gate = inputs["x"][0], inputs["gate"][0]
-        compared = inputs["keys"][0] if self.node.similarity == "keys" else stream
-        if self.node.assignment == "first":
-            compared = compared[:1]
-        eligible = gate[0].astype(np.bool_)
+    def _assign(self, inputs: Inputs, counter: NodeCounter | None) -> Reduction:
+        eligible = inputs["gate"][0][0].astype(np.bool_)
         alive = np.ones_like(eligible)
         if inputs.get("alive"):
             alive = inputs["alive"][0][0].astype(np.bool_)
         size = np.ones(eligible.shape, np.int64)
         if inputs.get("size"):
             size = inputs["size"][0][0].astype(np.int64)
-        vectors = compared.astype(np.float64)
-        even, odd = vectors[:, :, 0::2], vectors[:, :, 1::2]
-        norms = (vectors**2).sum(axis=(0, 3))
-        eligible = eligible & alive & (norms > 0)
-        partner = kernels.matches(
-            (even @ np.swapaxes(odd, -1, -2)).sum(axis=0),
-            norms[:, 0::2],
-            norms[:, 1::2],
-            eligible[:, 0::2],
-            eligible[:, 1::2],
-            self.node.count,
-            self.node.minimum_similarity,
+        values = inputs[self.compared_port][0]
+        seen = values[:1] if self.node.assignment == "first" else values
+        found = match_tokens(
+            seen, eligible & alive, self.node.count, self.node.minimum_similarity, self.largest
         )
         if counter:
-            self._count_similarities(compared, eligible, counter)
-            counter.add("merges", (partner >= 0).sum(axis=1))
-        return kernels.Reduction(partner, size, alive, self.node.combine)
+            self._count_similarities(values, len(seen), found, counter)
+        return Reduction(found.partner, size, alive, self.node.combine)
 
-    def _count_similarities(self, compared: Array, eligible: Array, counter: NodeCounter) -> None:
-        elements = self.shared.messages(compared).sum(axis=0) * eligible
-        partners = eligible[:, 1::2].sum(axis=1)
+    def _count_similarities(
+        self, values: Array, steps: int, found: Matches, counter: NodeCounter
+    ) -> None:
+        """Of the first `steps` of the values that are compared."""
+        elements = self.shared.messages(values)[:steps].sum(axis=0) * found.compared
+        partners = found.compared[:, 1::2].sum(axis=1)
         products = elements.sum(axis=1) + elements[:, 0::2].sum(axis=1) * partners
         counter.add("messages", elements.sum(axis=1))
         _add_macs(counter, products)
+        counter.add("merges", (found.partner >= 0).sum(axis=1))
 
-    def _count_combining(self, stream: Array, out: Array, counter: NodeCounter) -> None:
+    def _count_combining(
+        self, stream: Array, out: Array, repeat: int, counter: NodeCounter
+    ) -> None:
         assert self.reduction is not None
-        reduction = self.reduction
-        involved = np.zeros(reduction.size.shape, np.bool_)
-        involved[reduction.image, reduction.giver] = True
-        involved[reduction.image, reduction.taker] = True
-        elements = (self.shared.messages(stream) * involved).sum(axis=(0, 2))
-        counter.add("messages", elements)
-        _add_macs(counter, elements)
-        self.count_relays(counter, out, 1)
+        self.shared.counts(out, self.plan.units[self.node_name])  # what its readers want
+        elements = self.shared.messages_over_time(stream) * self.reduction.involved
+        sent = repeat * elements.sum(axis=1, dtype=np.int64)
+        counter.add("messages", sent)
+        _add_macs(counter, sent)
+        self.count_relays(counter, out, repeat)
 
 
 class ReadoutExecutor(Executor):
@@ -321,13 +327,17 @@ class ReadoutExecutor(Executor):
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         (stream,) = inputs["x"]
         sized = bool(inputs.get("size"))
-        if sized:
-            stream = stream.astype(np.int32) * inputs["size"][0][..., None].astype(np.int32)
         repeat = steps // len(stream)
-        self.total += repeat * sum_rows(as_rows(stream))
+        (traffic,) = self.traffic("x", sized)
+        if sized:
+            total, counts = sum_sized_rows(as_rows(stream), inputs["size"][0], traffic.unit)
+        else:
+            total = sum_rows(as_rows(stream))
+            counts = self.shared.counts(stream, traffic.unit) if counter else None
+        self.total += repeat * total
         if counter:
-            (traffic,) = self.traffic("x", sized)
-            counting.weigh(counter, self.shared, stream, 1, repeat, traffic)
+            assert counts is not None
+            counting.weigh_counts(counter, counts, 1, repeat, traffic)
             counter.add("updates_active", steps * self.weight.shape[1])
         return {}
 

@@ -18,9 +18,9 @@ from export.graph import (
 from hardware.engine import counting, kernels
 from hardware.engine.dense import DenseSynapses, as_bytes, can_be_bytes, dense_is_faster
 from hardware.engine.executor import Executor, Inputs, Outputs
-from hardware.engine.gathering import has_dot_products
 from hardware.engine.lists import EventLists
 from hardware.engine.plan import Plan
+from hardware.engine.products import has_dot_products
 from hardware.engine.rows import as_rows, from_rows, line_width
 from hardware.engine.synapses import (
     FiringResult,

@@ -17,6 +17,8 @@ import numpy.typing as npt
 from atsnn.fixed_point import pixels_to_integers
 from atsnn.threads import KERNELS
 from export.graph import LIF, Conv, Gate, Graph, Input, Linear, Node, OrPool, Output, Readout
+from hardware.engine import buffers
+from hardware.engine.buffers import Buffers
 from hardware.engine.executors import (
     EXECUTORS,
     Executor,
@@ -35,7 +37,7 @@ Record = Literal["none", "spikes", "all"] | Collection[str]
 Array = npt.NDArray
 LOGITS = "logits"
 
-_BATCH_BYTES = 16 * 2**20
+_BATCH_BYTES = 32 * 2**20
 _LARGEST_BATCH = 256
 
 
@@ -58,7 +60,7 @@ def run(
             "all" (every node; other outputs of a Merge as "name:gate", "name:alive", "name:size"),
             "none" (logits only), or the names of nodes.
         count_events: False leaves `EngineResult.events` None and saves time.
-        batch: images at a time; by default as many as keep the spikes of a layer near 16 MB.
+        batch: images at a time; by default as many as keep the spikes of a layer near 32 MB.
         progress: called with (images done, images in all) after each batch.
 
     Raises:
@@ -81,6 +83,7 @@ class Engine:
         self._plans = {False: make_plan(graph)}
         self._ready: dict[tuple[bool, frozenset[Port]], _Network] = {}
         self._running = threading.Lock()
+        self.buffers = Buffers()
 
     def run(
         self,
@@ -125,7 +128,9 @@ def _run(
     if batch is not None and batch < 1:
         raise EngineError(f"batch is {batch}; the engine runs at least 1 image at a time")
     recorded = _recorded_ports(plan, record)
-    size = batch or _batch_size(plan)
+    size = batch or _batch_size(plan, total)
+    # a run of one batch would only hold on to memory that it could give back
+    memory = engine.buffers if keep_packed or size < total else None
     with KERNELS:
         current = _Run(engine.network(moving, recorded), recorded, count_events, total)
     for start in range(0, total, size):
@@ -133,7 +138,7 @@ def _run(
         pixels = images[:, part] if moving else images[None, part]
         if not moving:
             pixels = pixels_to_integers(pixels, plan.input_node.bits)
-        with KERNELS:
+        with KERNELS, buffers.using(memory):
             current.run_batch(pixels, release=not keep_packed and start + size >= total)
         if progress:
             progress(min(start + size, total), total)
@@ -174,9 +179,11 @@ def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _batch_size(plan: Plan) -> int:
+def _batch_size(plan: Plan, images: int) -> int:
+    """Near what is allowed, and such that all batches are about as large."""
     largest = max(int(np.prod(shape, dtype=int)) for shape in plan.shapes.values())
-    return int(np.clip(_BATCH_BYTES // (largest * plan.graph.steps), 1, _LARGEST_BATCH))
+    allowed = int(np.clip(_BATCH_BYTES // (largest * plan.graph.steps), 1, _LARGEST_BATCH))
+    return -(-images // -(-images // allowed))
 
 
 class _Network:

@@ -45,9 +45,20 @@ class Shared:
 
         return self._once(("messages over time", id(values)), values, make)
 
-    def keep_counts(self, values: Array, counts: RowCounts) -> None:
-        """Counts of spikes that are known already."""
-        self._once(("counts", 1, id(values)), values, lambda: counts)
+    def keep_messages(self, values: Array, messages: RowArray) -> None:
+        """Messages that are known already."""
+        self._once(("messages", id(values)), values, lambda: messages)
+
+    def same_rows(self, values: Array, others: Array) -> None:
+        """What is known of the rows of `values` holds for `others`, which has the same."""
+        for (what, *more, key), known in list(self._held.items()):
+            if key == id(values) and what in ("counts", "messages"):
+                self._once((what, *more, id(others)), others, lambda known=known: known)
+
+    def keep_counts(self, values: Array, counts: RowCounts, unit: int = 1) -> None:
+        """Counts that are known already."""
+        self._units.add(unit)
+        self._once(("counts", unit, id(values)), values, lambda: counts)
 
     def lists(
         self,

@@ -162,6 +162,62 @@ add_shorts = _adder(I16, I16, ADDED_LANES)
 add_shorts_to_ints = _adder(I16, I32, ADDED_LANES)
 
 
+def _filled_counter() -> Any:
+    kind = vector(I16, ADDED_LANES)
+
+    @intrinsic
+    def filled_shorts(context, address, length):
+        """How many of some int16 values, a multiple of `ADDED_LANES`, are not 0."""
+
+        def code(backend, builder, signature, arguments):
+            address, length = arguments
+
+            def body(k: Any, held: list[Any]) -> list[Any]:
+                at = builder.add(address, builder.mul(k, constant(2 * ADDED_LANES)))
+                filled = builder.icmp_unsigned("!=", load(builder, at, kind), splat(kind, 0))
+                bits = builder.bitcast(filled, ir.IntType(ADDED_LANES))
+                return [builder.add(held[0], builder.zext(builder.ctpop(bits), I64))]
+
+            turns = builder.sdiv(length, constant(ADDED_LANES))
+            return repeat(builder, turns, [constant(0)], body)[0]
+
+        return types.int64(types.int64, types.int64), code
+
+    return filled_shorts
+
+
+filled_shorts = _filled_counter()
+
+JOINED_LANES = 16
+
+
+def _joiner() -> Any:
+    @intrinsic
+    def join_bytes(context, total, values, length):
+        """`total[:] |= values`, of addresses of bytes, a multiple of `JOINED_LANES` long."""
+
+        def code(backend, builder, signature, arguments):
+            total, values, length = arguments
+            lanes = vector(I8, JOINED_LANES)
+
+            def body(k: Any, held: list[Any]) -> list[Any]:
+                at = builder.mul(k, constant(JOINED_LANES))
+                target = builder.add(total, at)
+                given = load(builder, builder.add(values, at), lanes)
+                store(builder, builder.or_(load(builder, target, lanes), given), target)
+                return held
+
+            repeat(builder, builder.sdiv(length, constant(JOINED_LANES)), [], body)
+            return backend.get_dummy_value()
+
+        return types.void(*(types.int64,) * 3), code
+
+    return join_bytes
+
+
+join_bytes = _joiner()
+
+
 def _lister(element: ir.IntType) -> Any:
     kind = vector(element, LISTED)
 

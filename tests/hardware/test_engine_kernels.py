@@ -17,12 +17,12 @@ from hardware.engine import layers as layer_executors
 from hardware.engine.coincidence import attend
 from hardware.engine.counting import Traffic, messages, weigh
 from hardware.engine.dense import DenseSynapses, as_bytes, can_be_bytes, dense_is_faster
-from hardware.engine.gathering import has_dot_products
 from hardware.engine.kernels import Convolution, or_pool
 from hardware.engine.lists import EventLists, list_events
 from hardware.engine.neurons import Neurons
 from hardware.engine.plan import Interval
 from hardware.engine.pooling import pool_spikes
+from hardware.engine.products import has_dot_products
 from hardware.engine.shared import Shared
 from hardware.engine.synapses import (
     SpikingSynapses,
@@ -311,7 +311,8 @@ class TestPool:
         padding = (kernel[0] // 2, kernel[1] // 2)
         maps = np.random.default_rng(seed).random((2, *size, 3)) < 0.1
         expected = or_pool(maps.transpose(0, 3, 1, 2), kernel, stride, padding)
-        found = pool_spikes(maps, kernel, stride, padding)
+        found, spikes = pool_spikes(maps, kernel, stride, padding)
+        assert np.array_equal(spikes, found.sum(axis=3).reshape(len(maps), -1))
         assert np.array_equal(found.transpose(0, 3, 1, 2), expected)
 
 
@@ -370,7 +371,8 @@ class TestCoincidences:
         rng = np.random.default_rng(seed)
         spikes = np.asarray(rng.random((3, 2, 2, 7, 6 * heads)) < share)
         gate = rng.random((2, 2, 7)) < 0.7
-        out, counts = attend(spikes[0], spikes[1], spikes[2], gate, heads, True)
+        out, counts, messages = attend(spikes[0], spikes[1], spikes[2], gate, heads, True)
+        assert np.array_equal(messages, np.count_nonzero(out, axis=3))
         split = (spikes & gate[..., None]).reshape(3, 2, 2, 7, heads, 6).astype(np.int64)
         q, k, v = split.transpose(0, 1, 2, 4, 3, 5)
         scores, table = q @ k.swapaxes(-1, -2), k.swapaxes(-1, -2) @ v
