@@ -81,7 +81,7 @@ class SelectionConfig(_Section):
     """A rival method that decides which tokens a block processes (`atsnn.rivals`).
 
     Attributes:
-        method: `sparse-spikformer` (a trained selector), `tp-spikformer` (a score without training),
+        method: `sparse-spikformer` (a trained selector), `tp-spikformer` (a score, no training),
             `random`; `none` leaves the gates to halting and merging.
         keep: share of tokens that each block keeps, one number per block.
         hidden: hidden width of the trained selector (None: half of the model's width).

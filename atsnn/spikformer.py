@@ -402,9 +402,7 @@ class Spikformer(nn.Module):
             x, alive, size = block.forward_rows(x, gate, alive, size, {})
         return self.readout(x, size), seen.gates, seen.totals, seen.scores
 
-    def _gate(
-        self, index: int, x: Tensor, alive: Tensor | None, seen: _Decisions
-    ) -> Tensor | None:
+    def _gate(self, index: int, x: Tensor, alive: Tensor | None, seen: _Decisions) -> Tensor | None:
         """Gate of block `index`, noted in `seen`; None where every token is processed."""
         if self.selects:
             before = seen.gates[-1] if seen.gates else None

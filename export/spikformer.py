@@ -18,10 +18,11 @@ from atsnn.quantization import (
     FixedPointTokenLayer,
     float_twin,
 )
+from atsnn.rivals import TokenSelection
 from atsnn.spikformer import SpikePool, Spikformer
 from export.capture import capture
 from export.errors import GraphError
-from export.graph import Edge, Gate, Graph, HaltingScore, Node, Readout
+from export.graph import Edge, Gate, Graph, HaltingScore, Node, Readout, Selection
 from export.passes.fold_norm import FoldNorm
 from export.passes.quantize import Quantize
 from export.passes.schedule import Schedule
@@ -63,6 +64,15 @@ def compile_spikformer(model: Spikformer) -> Graph:
     bits = model.config.quantization
     folded = FoldNorm()(capture_spikformer(model))
     return Schedule()(Quantize(bits.pixel_bits, bits.fraction_bits)(folded))
+
+
+def selection_of(graph: Graph, trace: Trace) -> dict[str, npt.NDArray[np.uint8]]:
+    """What a graph's Selection nodes chose in a trace: name -> uint8 [B, N], 1 = processed."""
+    chosen = {}
+    for node in graph.of_kind(Selection):
+        (edge,) = graph.out_of(node.name)
+        chosen[node.name] = trace[edge.target][0].astype(np.uint8)
+    return chosen
 
 
 # --- the trace of the torch model itself ---
@@ -110,12 +120,19 @@ def _hooked(model: Spikformer, image: Tensor) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    gates = {name: name.startswith("gates.") for name in seen}
+    gates = {name: name.startswith(("gates.", "selections.")) for name in seen}
     trace: Trace = {
-        name: torch.cat(values).numpy().astype(np.uint8 if gates[name] else bool)
+        name: _all_steps(torch.cat(values), model.config.steps)
+        .numpy()
+        .astype(np.uint8 if gates[name] else bool)
         for name, values in seen.items()
     }
     return {**trace, "logits": logits.double().numpy()}
+
+
+def _all_steps(values: Tensor, steps: int) -> Tensor:
+    """What ran at the first step only holds for all of them."""
+    return values.expand(steps, *values.shape[1:]) if len(values) == 1 else values
 
 
 def _recorded(model: Spikformer) -> Iterator[tuple[nn.Module, str]]:
@@ -124,7 +141,7 @@ def _recorded(model: Spikformer) -> Iterator[tuple[nn.Module, str]]:
         node = name.replace("stem.stem.", "stem.")
         if isinstance(module, FixedPointConvLayer | FixedPointTokenLayer):
             yield module, f"{node}.neuron"
-        elif isinstance(module, FixedPointNeuron | SpikePool | GateModule):
+        elif isinstance(module, FixedPointNeuron | SpikePool | GateModule | TokenSelection):
             yield module, node
 
 
@@ -193,6 +210,6 @@ def _labels(graph: Graph) -> dict[str, str]:
 
 def _own_label(node: Node) -> str | None:
     part, _, rest = node.name.partition(".")
-    if part in ("blocks", "scores", "gates"):
+    if part in ("blocks", "scores", "gates", "selections"):
         return f"block{int(rest.split('.')[0]) + 1}"
     return {"stem": "stem", "image": "stem", "readout": "head", "output": "head"}.get(part)
