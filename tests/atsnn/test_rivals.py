@@ -1,4 +1,4 @@
-"""Rivals choose the tokens that their papers say, keep as many as asked, and what they drop is gone."""
+"""Rivals choose the tokens that their papers say, keep as many as asked, drop the rest whole."""
 
 import math
 
