@@ -27,6 +27,10 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+ConfigSection = _Section
+"""Base of sections that other packages add."""
+
+
 class HaltingConfig(_Section):
     """Token halting, ACT in two dimensions: a gate is open while its scores sum to < 1 - epsilon.
 
