@@ -119,7 +119,7 @@ def run_cell(job: Job, cell: Cell, console: Console) -> dict[str, Any]:
     begun = time.monotonic()
     deployed = deploy(model, images, job.sweep.verify_images)
     seconds = training["seconds"] + time.monotonic() - begun
-    _write_details(place, deployed, images if job.sweep.show_images else None)
+    _write_details(place, deployed, dataset, images if job.sweep.show_images else None)
     numbers = {**training, **deployed.numbers, "seconds": round(seconds, 1)}
     result = {"status": "done", "error": "", "fingerprint": job.fingerprint(cell), **numbers}
     write_atomically(place / RESULT_FILE, json.dumps(result, indent=1).encode())
@@ -186,9 +186,11 @@ def _logged_seconds(place: Path) -> float:
     return sum(float(row["seconds"]) for row in rows)
 
 
-def _write_details(place: Path, deployed: Deployed, images: ImageSet | None) -> None:
+def _write_details(
+    place: Path, deployed: Deployed, dataset: Dataset, images: ImageSet | None
+) -> None:
     stream = io.BytesIO()
-    details = dict(deployed.details)
+    details = {**deployed.details, "classes": np.array(dataset.classes)}
     if images is not None:
         details["images"] = images.batch(torch.arange(len(details["labels"]))).numpy()
     np.savez_compressed(stream, **details)  # pyright: ignore[reportArgumentType] names are ours

@@ -63,11 +63,13 @@ class SweepConfig(ConfigSection):
         verify_images: so many images of each cell are compared spike by spike, torch with engine.
         measure_images: deployed numbers come from so many validation images (None: all).
         show_images: the licence of the images lets pictures show them.
+        picture: the cell (of the first seed) whose tokens the results page draws.
         methods: in the order of the table.
     """
 
     title: str
     note: str = ""
+    picture: Source | None = None
     run: dict[str, Any]
     seeds: tuple[int, ...] = (0,)
     verify_images: int = Field(default=256, ge=1)
@@ -81,7 +83,10 @@ class SweepConfig(ConfigSection):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"methods: two are named {twice[0]}")
-        cells_of(self)
+        found = {(cell.method, cell.budget) for cell in cells_of(self)}
+        wanted = self.picture
+        if wanted is not None and (wanted.method, wanted.budget) not in found:
+            raise ValueError(f"picture: no cell {wanted.method} with budget {wanted.budget}")
         return self
 
 

@@ -20,7 +20,9 @@ from atsnn.errors import ConfigError
 from hardware.sweep.cell import Job, load_job
 from hardware.sweep.config import cells_of
 from hardware.sweep.measure import PROFILES
+from hardware.sweep.page import write_page
 from hardware.sweep.runner import TIMES, deploy_on_test, read_table, run_sweep
+from hardware.sweep.summary import operation_claim, points, token_claims
 
 Rows = list[dict[str, str]]
 
@@ -331,3 +333,108 @@ def test_the_tiny_data_set_is_what_it_says(tmp_path):
     run = cells_of(sweep())[0].run
     dataset = load_dataset(str(folder), run.data, run.model)
     assert (len(dataset.train), len(dataset.test)) == (32, 10)
+
+
+# --- the results page ---
+
+
+def test_one_command_draws_the_page_from_the_table(finished, tmp_path):
+    page = tmp_path / "docs" / "results.md"
+    result = CliRunner().invoke(
+        app, ["sweep", "report", str(finished.folder), "--page", str(page), "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    written = [Path(path) for path in json.loads(result.output)]
+    assert written[0] == page
+    text = page.read_text()
+    assert "## Tiny" in text
+    assert "6 of 6 cells ended well; 12 validation images per cell" in text
+    assert "differing: 0." in text
+    for picture in written[1:]:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert f"results/{picture.name}" in text
+    assert {path.name.split("-", 1)[1] for path in written[1:]} == {
+        "costs.png",
+        "open.png",
+        "maps.png",
+        "classes.png",
+    }
+    (row,) = (r for r in read_table(finished.folder / "table.csv") if r["method"] == "tome")
+    shown = next(line for line in text.splitlines() if line.startswith("| tome |"))
+    assert f"{float(row['accuracy']) * 100:.2f} %" in shown
+    again = page.read_bytes()
+    CliRunner().invoke(app, ["sweep", "report", str(finished.folder), "--page", str(page)])
+    assert page.read_bytes() == again
+
+
+def test_a_page_without_a_table_is_refused(finished, tmp_path):
+    job = Job(tmp_path, finished.sweep, finished.data, finished.start, None)
+    job.save()
+    with pytest.raises(ConfigError, match="holds no table with rows yet; run the sweep first"):
+        write_page([tmp_path], tmp_path / "results.md")
+    assert not (tmp_path / "results.md").exists()
+
+
+# --- what a table says ---
+
+
+def row(method: str, group: str, budget: str, seed: int, **numbers: float) -> dict[str, str]:
+    given = {"accuracy": 0.8, "average_tokens": 1.0, "sops": 100.0, **numbers}
+    return {
+        **{key: str(value) for key, value in given.items()},
+        "method": method,
+        "group": group,
+        "family": "",
+        "budget": budget,
+        "seed": str(seed),
+        "status": "done",
+    }
+
+
+TABLE = [
+    row("all-tokens", "reference", "all", 0, accuracy=0.800),
+    row("all-tokens", "reference", "all", 1, accuracy=0.810),
+    row("ours", "ours", "low", 0, accuracy=0.790, average_tokens=0.3, sops=40),
+    row("ours", "ours", "high", 0, accuracy=0.802, average_tokens=0.45, sops=60),
+    row("rival", "rival", "half", 0, accuracy=0.795, average_tokens=0.5, sops=70),
+    row("rival", "rival", "most", 0, accuracy=0.801, average_tokens=0.8, sops=90),
+    {**row("broken", "rival", "all", 0), "status": "failed"},
+]
+
+
+def test_points_are_means_over_the_seeds_that_ended_well():
+    found = points(TABLE, {"ours": "halting"})
+    assert [(p.method, p.budget, p.seeds) for p in found] == [
+        ("all-tokens", "all", 2),
+        ("ours", "low", 1),
+        ("ours", "high", 1),
+        ("rival", "half", 1),
+        ("rival", "most", 1),
+    ]
+    assert found[0].mean("accuracy") == pytest.approx(0.805)
+    assert found[0].spread("accuracy") == (0.800, 0.810)
+    assert found[1].name == "halting, low"
+
+
+def test_tokens_are_compared_at_the_rivals_accuracy():
+    best, other = token_claims(points(TABLE, {}))
+    assert (best.rival.budget, best.ours and best.ours.budget) == ("most", "high")
+    assert best.fewer == pytest.approx(1 - 0.45 / 0.8)
+    assert (other.rival.budget, other.ours and other.ours.budget) == ("half", "high")
+    alone = [r for r in TABLE if r["budget"] not in ("high", "half")]
+    (claim,) = token_claims(points(alone, {}))
+    assert claim.ours is None
+    assert claim.fewer is None
+
+
+def test_operations_are_compared_at_half_a_point_lost():
+    found = points(TABLE, {})
+    ours = operation_claim(found, "ours")
+    assert ours is not None
+    assert ours.point.budget == "high"  # low loses 1.5 points
+    assert ours.fewer == pytest.approx(0.4)
+    assert ours.lost == pytest.approx(0.003)
+    rival = operation_claim(found, "rival")
+    assert rival is not None
+    assert rival.point.budget == "most"
+    assert operation_claim(found[1:], "ours") is None
