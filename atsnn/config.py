@@ -20,7 +20,9 @@ from pydantic_core import ErrorDetails
 from atsnn.errors import ConfigError
 
 HaltingOrder = Literal["upstream", "rectangle", "raster", "blocks", "steps"]
-DataFormat = Literal["auto", "idx", "cifar10", "cifar100", "folder", "tinyimagenet", "digits"]
+DataFormat = Literal[
+    "auto", "idx", "cifar10", "cifar100", "folder", "tinyimagenet", "digits", "nmnist"
+]
 
 
 class _Section(BaseModel):
@@ -135,6 +137,7 @@ class ModelConfig(_Section):
         heads: attention heads. mlp_ratio: hidden width of the MLP over D.
         tau: membrane time constant in steps. v_threshold, attention_threshold: firing thresholds.
         attention_scale: factor on the attention's coincidence counts.
+        events: the input is events, 0 or 1 and another at every time step, in place of one image.
         stem_once: the stem runs one step, and what it fires serves all steps.
     """
 
@@ -150,6 +153,7 @@ class ModelConfig(_Section):
     v_threshold: float = Field(default=1.0, gt=0)
     attention_threshold: float = Field(default=0.5, gt=0)
     attention_scale: float = Field(default=0.125, gt=0)
+    events: bool = False
     stem_once: bool = False
     halting: HaltingConfig = HaltingConfig()
     merging: MergingConfig = MergingConfig()
@@ -185,11 +189,24 @@ class ModelConfig(_Section):
                 f"merging needs at least 2 tokens, image_size {list(self.image_size)} gives 1"
             )
         self._check_selection()
-        merged_mean = self.merging.enabled and self.merging.combine == "mean"
-        if merged_mean and "fraction_bits" not in self.quantization.model_fields_set:
-            resolved = QuantizationConfig(pixel_bits=self.quantization.pixel_bits, fraction_bits=3)
-            object.__setattr__(self, "quantization", resolved)
+        if self.events and self.stem_once:
+            raise ValueError("stem_once needs an input that stands still; events do not")
+        object.__setattr__(self, "quantization", self._number_formats())
         return self
+
+    def _number_formats(self) -> QuantizationConfig:
+        """The formats with what was left open filled in."""
+        given = self.quantization
+        if self.events and given.pixel_bits != 1 and "pixel_bits" in given.model_fields_set:
+            raise ValueError(f"quantization.pixel_bits {given.pixel_bits}: an event has 1 bit")
+        merged_mean = self.merging.enabled and self.merging.combine == "mean"
+        left_open = merged_mean and "fraction_bits" not in given.model_fields_set
+        pixels = 1 if self.events else given.pixel_bits
+        if pixels == given.pixel_bits and not left_open:
+            return given
+        return QuantizationConfig(
+            pixel_bits=pixels, fraction_bits=3 if left_open else given.fraction_bits
+        )
 
     def _check_selection(self) -> None:
         if not self.selection.enabled:
@@ -211,6 +228,7 @@ class DataConfig(_Section):
 
     Attributes:
         format: layout of the data folder; `auto` looks at what it holds.
+        time: of events: `kept`, or `collapsed` into one frame that every time step shows.
         resize: scale images of another size to the model's; otherwise they are refused.
         train_images, test_images: use only the first so many (None: all).
         validation_images: so many training images are held out, the same for every seed; training
@@ -218,6 +236,7 @@ class DataConfig(_Section):
     """
 
     format: DataFormat = "auto"
+    time: Literal["kept", "collapsed"] = "kept"
     resize: bool = False
     train_images: int | None = Field(default=None, ge=1)
     test_images: int | None = Field(default=None, ge=1)
@@ -339,6 +358,12 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _stages_are_valid(self) -> RunConfig:
+        made = self.augment
+        if self.model.events and (made.randaugment or made.random_erase or made.mixup):
+            raise ValueError(
+                "augment: randaugment, random_erase and mixup are for images; events take "
+                "shift and flip"
+            )
         self.stage_configs()
         return self
 

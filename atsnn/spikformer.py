@@ -164,6 +164,13 @@ class AttentionCore(nn.Module):
         return mixed.transpose(2, 3).flatten(3)
 
 
+class TimeFirst(nn.Module):
+    """Events of each image [B, T, C, H, W] -> of each step [T, B, C, H, W]."""
+
+    def forward(self, events: Tensor) -> Tensor:
+        return events.transpose(0, 1)
+
+
 class Hold(nn.Module):
     """What the first step brought, at every step: [1 or T, B, ...] -> [T, B, ...]."""
 
@@ -200,6 +207,7 @@ class Stem(nn.Module):
         super().__init__()
         widths = [config.dim // 8, config.dim // 4, config.dim // 2, config.dim]
         self.steps = 1 if config.stem_once else config.steps
+        self.time_first = TimeFirst() if config.events else None
         self.conv1 = _conv_layer(config, config.in_channels, widths[0])
         self.conv2 = _conv_layer(config, widths[0], widths[1])
         self.conv3 = _conv_layer(config, widths[1], widths[2])
@@ -213,8 +221,11 @@ class Stem(nn.Module):
         self.hold = Hold(config.steps) if config.stem_once else None
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image [B, C, H, W] -> tokens [T, B, N, D]."""
-        x = self.conv1(image.unsqueeze(0), self.steps)
+        """Image [B, C, H, W], or events [B, T, C, H, W] -> tokens [T, B, N, D]."""
+        if self.time_first is None:
+            x = self.conv1(image.unsqueeze(0), self.steps)
+        else:
+            x = self.conv1(self.time_first(image))
         x = self.pool3(self.conv3(self.conv2(x)))
         x = self.pool4(self.conv4(x))
         tokens = self.add(self.to_tokens(x), self.position_to_tokens(self.position(x)))
@@ -363,7 +374,7 @@ class Spikformer(nn.Module):
         return cast("Sequence[TokenSelection]", self.selections) if self.selects else ()
 
     def forward(self, image: Tensor) -> ModelOutput:
-        """Masked form. Image [B, C, H, W] in [0, 1]."""
+        """Masked form. Image [B, C, H, W] in [0, 1], or events [B, T, C, H, W] of 0 and 1."""
         _check_image(self.config, image)
         if self.adaptive and self.config.halting.order in LOOK_BACK_ORDERS:
             return self._by_steps(image, rows=False)
@@ -516,11 +527,13 @@ def _check(config: ModelConfig) -> None:
 
 
 def _check_image(config: ModelConfig, image: Tensor) -> None:
-    expected = (config.in_channels, *config.image_size)
+    frame = (config.in_channels, *config.image_size)
+    expected = (config.steps, *frame) if config.events else frame
     if tuple(image.shape[1:]) != expected:
         raise DatasetError(
             f"image of shape {list(image.shape[1:])}, the model takes {list(expected)} "
-            "(channels, height, width); resize the images or choose another model"
+            f"({'time steps, ' * config.events}channels, height, width); resize the images or "
+            "choose another model"
         )
 
 

@@ -42,7 +42,7 @@ def capture_spikformer(model: Spikformer) -> Graph:
     twin = float_twin(model) if model.quantized else model
     config = twin.config
     example = torch.zeros(2, config.in_channels, *config.image_size)
-    graph = capture(twin, example, config.steps, method="forward_layers")
+    graph = capture(twin, example, config.steps, method="forward_layers", events=config.events)
     if twin.adaptive:
         graph = _look_back(graph, twin)
     labels = _labels(graph)
@@ -63,7 +63,8 @@ def compile_spikformer(model: Spikformer) -> Graph:
     """
     bits = model.config.quantization
     folded = FoldNorm()(capture_spikformer(model))
-    return Schedule()(Quantize(bits.pixel_bits, bits.fraction_bits)(folded))
+    quantize = Quantize(bits.pixel_bits, bits.fraction_bits, events=model.config.events)
+    return Schedule()(quantize(folded))
 
 
 def selection_of(graph: Graph, trace: Trace) -> dict[str, npt.NDArray[np.uint8]]:
@@ -83,7 +84,7 @@ def model_trace(model: Spikformer, images: npt.NDArray[np.uint8], batch: int = 6
 
     Args:
         model: quantised, in evaluation mode.
-        images: uint8 [B, C, H, W].
+        images: uint8 [B, C, H, W], or events of 0 and 1, uint8 [T, B, C, H, W].
         batch: images at a time.
 
     Raises:
@@ -92,12 +93,12 @@ def model_trace(model: Spikformer, images: npt.NDArray[np.uint8], batch: int = 6
     if not model.quantized:
         raise GraphError("the model is a float model; quantise it (atsnn.quantization) first")
     bits = model.config.quantization.pixel_bits
+    values = np.swapaxes(images, 0, 1) if model.config.events else pixels_to_integers(images, bits)
     parts = []
     with torch.no_grad():
-        for start in range(0, len(images), batch):
-            pixels = pixels_to_integers(images[start : start + batch], bits)
-            image = torch.from_numpy(pixels).float() / (2**bits - 1)
-            parts.append(_hooked(model, image))
+        for start in range(0, len(values), batch):
+            pixels = np.ascontiguousarray(values[start : start + batch])
+            parts.append(_hooked(model, torch.from_numpy(pixels).float() / (2**bits - 1)))
     return {
         key: np.concatenate([part[key] for part in parts], axis=int(key != "logits"))
         for key in parts[0]

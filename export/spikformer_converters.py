@@ -16,6 +16,7 @@ from atsnn.spikformer import (
     ConvLayer,
     SpikePool,
     StreamAdd,
+    TimeFirst,
     TokenLayer,
     ToTokens,
 )
@@ -158,6 +159,12 @@ def convert_selection(
     chosen = Selection(call.part("chosen"), call.source, module.tokens)
     score = call.add(chosen, "value")
     return call.add(Gate(call.name, call.source, 0.5, accumulate=False), "value", score=score)
+
+
+@register_converter(TimeFirst)
+def convert_time_first(call: Call, module: TimeFirst, x: Value) -> Value:
+    """Which axis is time: a graph knows one step at a time."""
+    return x
 
 
 @register_converter(HoldModule)

@@ -21,6 +21,7 @@ class Changes(ConfigSection):
     """What a method or a budget changes in the run of the sweep, section by section."""
 
     model: dict[str, Any] = Field(default={})
+    data: dict[str, Any] = Field(default={})
     augment: dict[str, Any] = Field(default={})
     train: dict[str, Any] = Field(default={})
 
@@ -200,7 +201,7 @@ def _changed(values: dict[str, Any], *changes: Changes) -> dict[str, Any]:
     """Lay changes over the run; what its stages say of themselves still wins."""
     result = dict(values)
     for change in changes:
-        for section in ("model", "augment", "train"):
+        for section in ("model", "data", "augment", "train"):
             given = getattr(change, section)
             if given:
                 result = merged(result, {section: given})

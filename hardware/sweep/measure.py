@@ -69,7 +69,7 @@ def deploy(
     graph = compile_spikformer(model)
     engine = Engine(graph)
     chosen = _chosen(model, graph, pixels)
-    result = engine.run(pixels, selection=chosen, record="none", progress=tick)
+    result = engine.run(_for_engine(model, pixels), selection=chosen, record="none", progress=tick)
     assert result.events is not None  # counting is on
     verified = _verified(model, graph, engine, pixels[:verify_images])
     gates = _gates(model, result, len(labels))
@@ -86,6 +86,13 @@ def deploy(
         "out_of_range": len(result.out_of_range),
     }
     return Deployed(numbers, _details(model, gates, labels, pixels))
+
+
+def _for_engine(model: Spikformer, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Pixels as they are; events [B, T, ...] of 0 and 255 as [T, B, ...] of 0 and 1."""
+    if not model.config.events:
+        return pixels
+    return np.ascontiguousarray(np.swapaxes(pixels, 0, 1) > 0).astype(np.uint8)
 
 
 def _chosen(model: Spikformer, graph: Graph, pixels: npt.NDArray[np.uint8]) -> Masks:
@@ -106,8 +113,9 @@ def _chosen(model: Spikformer, graph: Graph, pixels: npt.NDArray[np.uint8]) -> M
 def _verified(
     model: Spikformer, graph: Graph, engine: Engine, pixels: npt.NDArray[np.uint8]
 ) -> StageResult:
-    trace = model_trace(model, pixels)
-    ours = engine.run(pixels, selection=selection_of(graph, trace), count_events=False)
+    images = _for_engine(model, pixels)
+    trace = model_trace(model, images)
+    ours = engine.run(images, selection=selection_of(graph, trace), count_events=False)
     return compare(graph, trace, ours.trace, names=("quantised torch", "engine"))
 
 

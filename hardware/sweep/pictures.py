@@ -107,6 +107,8 @@ def draw_token_maps(details: Details, grid: tuple[int, int], path: Path) -> None
 
 
 def _draw_image(axis: Axes, pixels: npt.NDArray[np.uint8]) -> None:
+    if pixels.ndim == 4:  # events: all steps and polarities in one frame
+        pixels = pixels.max(axis=(0, 1), keepdims=True)[0]
     if len(pixels) == 3:
         axis.imshow(np.moveaxis(pixels, 0, 2))
     else:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_array_equal
 from spikformers import lively, small_config
 
@@ -72,6 +73,32 @@ def test_engine_and_torch_fire_the_spikes_of_the_quantised_model(name):
     assert compare(graph, trace, result.trace).equal
     assert compare(graph, trace, torch_trace(graph, IMAGES, selection=chosen, batch=4)).equal
     assert sum(int(values.sum()) for values in result.trace.values()) > 0
+
+
+@pytest.mark.parametrize("changes", [{}, NETWORKS["random"], NETWORKS["A-ViT"]])
+def test_events_of_every_step_reach_engine_and_torch_alike(changes):
+    values = small_config().model_dump(exclude={"quantization"})
+    plain = {**values, "halting": {"enabled": False}, "merging": {"enabled": False}}
+    config = ModelConfig.model_validate({**plain, "events": True, "in_channels": 2, **changes})
+    torch.manual_seed(0)
+    model = Spikformer(config)
+    events = (np.random.default_rng(1).random((3, 7, 2, 12, 12)) < 0.3).astype(np.uint8)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
+            module.momentum = 1.0
+            torch.nn.init.uniform_(module.weight, 0.5, 2.5)
+            torch.nn.init.uniform_(module.bias, -0.5, 1.0)
+    model(torch.from_numpy(np.swapaxes(events, 0, 1).astype(np.float32)))
+    quantized = quantize_model(model.eval()).eval()
+    graph = compile_spikformer(quantized)
+    assert graph.input.bits == 1
+    trace = model_trace(quantized, events, batch=4)
+    chosen = selection_of(graph, trace)
+    result = run(graph, events, selection=chosen)
+    assert compare(graph, trace, result.trace).equal
+    assert compare(graph, trace, torch_trace(graph, events, selection=chosen)).equal
+    assert result.trace["stem.conv1.neuron"].any()
+    assert not np.array_equal(run(graph, events[::-1], selection=chosen).logits, result.logits)
 
 
 @pytest.mark.parametrize("name", RIVALS)
