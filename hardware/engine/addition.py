@@ -8,10 +8,18 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from hardware.engine import buffers, vectors
+from hardware.engine import buffers
 from hardware.engine.plan import Interval
 from hardware.engine.rows import Array
-from hardware.engine.tally import RowCounts, count_image_of_shorts, count_rows
+from hardware.engine.tally import (
+    RowArray,
+    RowCounts,
+    count_image_of_shorts,
+    count_rows,
+    counts_in_lanes,
+    unpacked,
+)
+from hardware.engine.vectors import add_spikes, count_shorts
 
 
 def integers_for(bound: Interval) -> type[np.signedinteger]:
@@ -32,8 +40,7 @@ def add_rows(
     steps = max(len(addend) for addend in addends)
     total = buffers.empty((steps, *addends[0].shape[1:]), dtype)
     first, *others = (a.view(np.uint8) if a.dtype == np.bool_ else a for a in addends)
-    in_lanes = dtype is np.int16 and total.shape[3] % vectors.LANES == 0
-    if len(others) == 1 and unit is not None and in_lanes:
+    if len(others) == 1 and unit is not None and counts_in_lanes(dtype, total.shape[3]):
         counts = RowCounts(*(buffers.empty(total.shape[:3], np.int32) for _ in range(3)))
         _add_two_counted(first, shifts[0], others[0], shifts[1], total, unit, *counts)
         return total, counts
@@ -83,6 +90,69 @@ def _add(addend, shift, total):
         given, held = addend[t % len(addend), b].reshape(-1), total[t, b].reshape(-1)
         for e in range(len(held)):
             held[e] += given[e] << shift
+
+
+def join_rows(
+    total: Array,
+    spikes: npt.NDArray[np.bool_],
+    shift: int,
+    found: RowArray,
+    counts: RowCounts | None,
+    unit: int,
+) -> RowCounts | None:
+    """`total += spikes << shift` in place; rows without spikes are passed over.
+
+    Args:
+        total: integers [T, B, R, E].
+        spikes: bool, of the same shape. found: spikes of each row, int32 [T, B, R].
+        counts: of the rows of `total` before, with unrolled and graded, or None: not wanted.
+        unit: the value that stands for one spike.
+
+    Returns:
+        The counts after.
+    """
+    given = spikes.view(np.uint8)
+    if not counts_in_lanes(total.dtype, total.shape[3]):
+        _join(total, given, shift, found)
+        return None if counts is None else count_rows(total, unit)
+    if counts is None:
+        none = np.zeros((0, 0, 0), np.int32)
+        _join_lanes(total, given, shift, found, 0, none, none, none)
+        return None
+    assert counts.unrolled is not None
+    assert counts.graded is not None
+    after = counts.messages.copy(), counts.unrolled.copy(), counts.graded.copy()
+    _join_lanes(total, given, shift, found, unit.bit_length(), *after)
+    return RowCounts(*after)
+
+
+@numba.njit(parallel=True, cache=True)
+def _join(total, given, shift, found):
+    steps, images, rows, width = total.shape
+    for item in numba.prange(steps * images):
+        t, b = item // images, item % images
+        for r in range(rows):
+            if found[t, b, r]:
+                for e in range(width):
+                    total[t, b, r, e] += given[t, b, r, e] << shift
+
+
+@numba.njit(parallel=True, cache=True)
+def _join_lanes(total, given, shift, found, unit_bits, messages, unrolled, graded):
+    """Counts are made where the unit has bits."""
+    steps, images, rows, width = total.shape
+    total_at, given_at = np.int64(total.ctypes.data), np.int64(given.ctypes.data)
+    for item in numba.prange(steps * images):
+        t, b = item // images, item % images
+        for r in range(rows):
+            if found[t, b, r]:
+                row = (item * rows + r) * width
+                add_spikes(total_at + 2 * row, given_at + row, width, shift)
+                if unit_bits:
+                    counts = count_shorts(
+                        total_at + 2 * row, width, unit_bits - 1, 1 << (unit_bits - 1)
+                    )
+                    messages[t, b, r], graded[t, b, r], unrolled[t, b, r] = unpacked(counts)
 
 
 def sum_rows(rows: Array) -> npt.NDArray[np.int64]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from hardware.engine.rows import Array
 from hardware.engine.shared import Shared
-from hardware.engine.tally import RowArray, RowCounts, of_spikes, sum_rows, sum_weighted_rows
+from hardware.engine.tally import Sent, sum_weighted_rows
 from hardware.events import NodeCounter, PerImage
 
 
@@ -49,59 +49,44 @@ def weigh(
         traffic: how values above 1 count.
         gate: bool [G, B, R]: what closed rows hold is not sent.
     """
-    if values.dtype == np.bool_:
-        counts = of_spikes(shared.messages(values))
+    if isinstance(fan_out, int):
+        sent = shared.sent(values, traffic.unit, gate)
+        _add(counter, sent.messages, sent.times(fan_out), repeat, traffic)
     else:
         counts = shared.counts(values, traffic.unit)
-    weigh_counts(counter, counts, fan_out, repeat, traffic, gate=gate)
+        total, met = sum_weighted_rows(counts.messages, gate, fan_out)
+        others = [
+            None if part is None else sum_weighted_rows(part, gate, fan_out)[1]
+            for part in (counts.unrolled, counts.graded)
+        ]
+        _add(counter, total, Sent(met, *others), repeat, traffic)
 
 
-def weigh_counts(
-    counter: NodeCounter,
-    counts: RowCounts,
-    fan_out: npt.NDArray[np.int64] | int,
-    repeat: int,
-    traffic: Traffic,
-    *,
-    gate: npt.NDArray[np.bool_] | None = None,
+def weigh_sent(counter: NodeCounter, sent: Sent, repeat: int, traffic: Traffic) -> None:
+    """As `weigh`, of messages that are known, each of which meets one synapse."""
+    _add(counter, sent.messages, sent, repeat, traffic)
+
+
+def _add(
+    counter: NodeCounter, messages: PerImage, synapses: Sent, repeat: int, traffic: Traffic
 ) -> None:
-    """As `weigh`, of counts that are known."""
-    arriving = unrolled = _sent(counts.messages, gate, fan_out)
-    sops, macs = repeat * arriving.synapses, 0
-    if counts.graded is not None:
-        unrolled = _sent(counts.unrolled, gate, fan_out)
-        if traffic.pixels:
-            macs = sops
-        elif traffic.multiplied:
-            macs = repeat * _sent(counts.graded, gate, fan_out).synapses
-    counter.add("messages", repeat * arriving.messages)
+    """Count messages and the synapses that they meet."""
+    sops, macs = repeat * synapses.messages, 0
+    if synapses.graded is not None and traffic.pixels:
+        macs = sops
+    elif synapses.graded is not None and traffic.multiplied:
+        macs = repeat * synapses.graded
+    counter.add("messages", repeat * messages)
     counter.add("sops", sops)
     counter.add("acs", sops - macs)
     counter.add("macs", macs)
-    counter.add("unrolled_acs", repeat * unrolled.synapses)
-
-
-@dataclass(frozen=True)
-class _Sent:
-    """Messages of all open rows over time and the synapses that they meet, int64 [B] each."""
-
-    messages: PerImage
-    synapses: PerImage
-
-
-def _sent(
-    counts: RowArray, gate: npt.NDArray[np.bool_] | None, fan_out: npt.NDArray[np.int64] | int
-) -> _Sent:
-    """Of counts int32 [S, B, R]."""
-    if isinstance(fan_out, int):
-        messages = sum_rows(counts, gate)
-        return _Sent(messages, messages * fan_out)
-    return _Sent(*sum_weighted_rows(counts, gate, fan_out))
+    unrolled = sops if synapses.unrolled is None else repeat * synapses.unrolled
+    counter.add("unrolled_acs", unrolled)
 
 
 def messages(shared: Shared, values: Array) -> PerImage:
     """Values of [S, B, ...] that are not 0, per image, int64 [B]."""
-    return shared.messages_over_time(values).sum(axis=1, dtype=np.int64)
+    return shared.total(values)
 
 
 def nonzero(values: Array) -> PerImage:

@@ -18,7 +18,7 @@ from hardware.engine.neuron_tiles import IDLE_SHIFT, SATURATED_SHIFT, fire, fire
 from hardware.engine.plan import Interval
 from hardware.engine.products import AT_ONCE, multiply, multiply_and_fire
 from hardware.engine.rows import Array
-from hardware.engine.synapses import FiringResult, SpikingSynapses, Synapses
+from hardware.engine.synapses import FiringResult, SpikingSynapses, Synapses, clear_closed
 
 LARGEST_BYTE = 255
 _SPARE = 64
@@ -185,12 +185,14 @@ def _fire_moving(
         sums_at, voltage_at = np.int64(sums.ctypes.data), np.int64(voltage.ctypes.data)
         fired_at = np.int64(fired.ctypes.data)
         quiet = clipped = np.int64(0)
+        bottom = min(top + lines, window.out_height)
+        clear_closed(gate, b, top * window.out_width, bottom * window.out_width, spikes)
         for part in range(tiles):
             first = part * tile
             count = min(tile, outputs - first)
             drive = bias_at + 4 * first
             weights = packed_at + part * height * fours * tile * 4
-            for y in range(top, min(top + lines, window.out_height)):
+            for y in range(top, bottom):
                 for x in range(window.out_width):
                     place = y * window.out_width + x
                     corner = (
@@ -202,9 +204,8 @@ def _fire_moving(
                         last = min(t + AT_ONCE, steps)
                         taking_part = _open_steps(gate, t, last, b, place)
                         if taking_part == 0:
-                            for closed in range(t, last):
-                                spikes[closed, b, place, first : first + count] = 0
-                        elif last == t + AT_ONCE:
+                            continue
+                        if last == t + AT_ONCE:
                             row = (t * images + b) * places + place
                             counts = multiply_and_fire(
                                 taking_part, tile, count, corner + t * step, step, height, line,
@@ -216,7 +217,6 @@ def _fire_moving(
                             clipped += counts >> SATURATED_SHIFT
                         else:
                             for s in range(t, last):
-                                fired[:] = 0
                                 if taking_part >> (s - t) & 1:
                                     multiply(
                                         1, tile, corner + s * step, step, height, line, fours,
@@ -229,7 +229,7 @@ def _fire_moving(
                                     found[s, b, place] += counts & 0xFF
                                     quiet += (counts >> IDLE_SHIFT) & 0xFF
                                     clipped += counts >> SATURATED_SHIFT
-                                _copy(fired, count, spikes[s, b, place], first)
+                                    _copy(fired, count, spikes[s, b, place], first)
         idle[b, unit % blocks] = quiet
         saturated[b, unit % blocks] = clipped
 
@@ -256,12 +256,14 @@ def _fire_still(
         sums_at, voltage_at = np.int64(sums.ctypes.data), np.int64(voltage.ctypes.data)
         fired_at = np.int64(fired.ctypes.data)
         quiet = clipped = np.int64(0)
+        bottom = min(top + lines, window.out_height)
+        clear_closed(gate, b, top * window.out_width, bottom * window.out_width, spikes)
         for part in range(tiles):
             first = part * tile
             count = min(tile, outputs - first)
             drive = bias_at + 4 * first
             weights = packed_at + part * height * fours * tile * 4
-            for y in range(top, min(top + lines, window.out_height)):
+            for y in range(top, bottom):
                 corner = values_at + b * image + y * window.stride_y * line
                 for x in range(window.out_width):
                     place = y * window.out_width + x
@@ -287,7 +289,6 @@ def _fire_still(
                         continue
                     voltage[:] = 0
                     for t in range(steps):
-                        fired[:] = 0
                         if _open(gate, t, b, place):
                             counts = fire(
                                 4, tile, arrived, shift, halving, threshold, drive, voltage_at,
@@ -296,6 +297,6 @@ def _fire_still(
                             found[t, b, place] += counts & 0xFF
                             quiet += (counts >> IDLE_SHIFT) & 0xFF
                             clipped += counts >> SATURATED_SHIFT
-                        _copy(fired, count, spikes[t, b, place], first)
+                            _copy(fired, count, spikes[t, b, place], first)
         idle[b, unit % blocks] = quiet
         saturated[b, unit % blocks] = clipped

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from atsnn.fixed_point import ACTIVATION_SHIFT
 from export.graph import (
     LIF,
     Add,
@@ -26,17 +27,18 @@ from export.graph import (
     Reshape,
 )
 from hardware.engine import coincidence, counting, kernels
-from hardware.engine.addition import add_rows, integers_for, sum_rows, sum_sized_rows
-from hardware.engine.coincidence import attend
+from hardware.engine.addition import add_rows, integers_for, join_rows, sum_rows, sum_sized_rows
+from hardware.engine.coincidence import attend, attend_and_fire, can_fire
 from hardware.engine.executor import Executor, Inputs, Outputs
 from hardware.engine.layers import SynapseExecutor
 from hardware.engine.merging import Matches, Reduction, match_tokens
-from hardware.engine.neurons import Neurons
+from hardware.engine.neurons import HALVING, Neurons
 from hardware.engine.plan import Plan
 from hardware.engine.pooling import pool_spikes
 from hardware.engine.rows import as_rows, from_rows
 from hardware.engine.shared import Shared
-from hardware.engine.tally import of_spikes
+from hardware.engine.synapses import can_fuse
+from hardware.engine.tally import RowCounts, of_spikes, sent_rows
 from hardware.errors import EngineError
 from hardware.events import SCORES_FIRST, TABLE_FIRST, AttentionOrder, NodeCounter
 
@@ -148,19 +150,46 @@ class AddExecutor(Executor):
         self.shifts = node.shifts
         self.shape = plan.shapes[node.name, "out"]
         self.dtype = integers_for(plan.bounds[node.name, "out"])
+        self.unit = plan.units[node.name]
+        self.overwritten: int | None = None
+        """Place among the addends of one that nobody reads after this node."""
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
-        addends = [as_rows(value) for value in inputs["in"]]
-        unit = self.plan.units[self.node_name] if counter else None
-        sums, counts = add_rows(addends, self.shifts, self.dtype, unit)
+        addends = inputs["in"]
+        if counter:
+            for value, traffic in zip(addends, self.traffic("in", False), strict=True):
+                counting.weigh(counter, self.shared, value, 1, steps // len(value), traffic)
+        if self._can_join(addends):
+            sums, counts = self._join(addends, counter is not None)
+        else:
+            rows = [as_rows(value) for value in addends]
+            sums, counts = add_rows(rows, self.shifts, self.dtype, self.unit if counter else None)
         total = from_rows(sums, self.shape)
         if counter and counts is not None:
-            assert unit is not None
-            self.shared.keep_counts(total, counts, unit)
-            for value, traffic in zip(inputs["in"], self.traffic("in", False), strict=True):
-                counting.weigh(counter, self.shared, value, 1, steps // len(value), traffic)
+            self.shared.keep_counts(total, counts, self.unit)
             self.count_relays(counter, total, steps // len(total))
         return {"out": total}
+
+    def _can_join(self, addends: Sequence[Array]) -> bool:
+        """Whether spikes can be added where the stream is."""
+        if self.overwritten is None or len(addends) != 2 or self.shifts[self.overwritten]:
+            return False
+        stream, spikes = addends[self.overwritten], addends[1 - self.overwritten]
+        return (
+            stream.ndim == 4
+            and stream.shape == spikes.shape
+            and stream.dtype == self.dtype
+            and spikes.dtype == np.bool_
+        )
+
+    def _join(self, addends: Sequence[Array], count: bool) -> tuple[Array, RowCounts | None]:
+        assert self.overwritten is not None
+        stream, spikes = addends[self.overwritten], addends[1 - self.overwritten]
+        counts = self.shared.counts(stream, self.unit) if count else None
+        found = self.shared.messages(spikes)
+        sums = stream.view()  # another array, so that what was known of the old values is forgotten
+        shift = self.shifts[1 - self.overwritten]
+        return sums, join_rows(sums, spikes, shift, found, counts, self.unit)
 
 
 class AttentionExecutor(Executor):
@@ -173,22 +202,95 @@ class AttentionExecutor(Executor):
         gate = inputs["gate"][0] if inputs.get("gate") else None
         out, events, messages = attend(queries, keys, values, gate, self.heads, counter is not None)
         if counter:
-            self.shared.keep_messages(out, messages)
-            counter.add("messages", events[:, coincidence.MESSAGES])
-            for name, additions, reads in _ORDERS:
-                counter.add_order(name, AttentionOrder(events[:, additions], events[:, reads]))
-            self._count_neurons(out, gate, steps // len(out), counter)
+            self.count(events, messages, out.shape, gate, counter)
         return {"out": out}
 
-    def _count_neurons(
-        self, out: Array, gate: Array | None, repeat: int, counter: NodeCounter
+    def count(
+        self,
+        events: Array,
+        filled: Array,
+        shape: tuple[int, ...],
+        gate: Array | None,
+        counter: NodeCounter,
     ) -> None:
+        """Count the events of `Attended`; the values are of `shape` [T, B, N, D]."""
+        counter.add("messages", events[:, coincidence.MESSAGES])
+        for name, additions, reads in _ORDERS:
+            counter.add_order(name, AttentionOrder(events[:, additions], events[:, reads]))
+        steps, _, tokens, channels = shape
         gated = 0
         if gate is not None:
-            gated = counting.nonzero(~gate) * out.shape[-1] * repeat
-        self.count_relays(counter, out, repeat)
-        counter.add("updates_idle", -gated)
+            gated = self.shared.closed(gate) * channels * (steps // len(gate))
+        active = filled.sum(axis=(0, 2), dtype=np.int64)
+        counter.add("updates_active", active)
+        counter.add("updates_idle", steps * tokens * channels - active - gated)
         counter.add("updates_gated", gated)
+
+
+class SpikingAttentionExecutor(AttentionExecutor):
+    """Attention together with the LIF neurons behind it, from the first step to the last."""
+
+    def __init__(self, node: Attention, neurons: LIF, plan: Plan) -> None:
+        super().__init__(node, plan)
+        assert neurons.constants is not None  # see `fusible_attention`
+        constants = neurons.constants
+        channels = plan.shapes[node.name, "out"][1]
+        self.bias = np.ascontiguousarray(np.broadcast_to(constants.bias, channels), np.int32)
+        self.halving = int(constants.dv == HALVING)
+        self.threshold = constants.threshold << ACTIVATION_SHIFT
+        self.begin()
+
+    def begin(self) -> None:
+        self.wraps, self.saturations = 0, 0  # without current memory nothing wraps
+
+    def run(
+        self,
+        inputs: Inputs,
+        steps: int,
+        counter: NodeCounter | None,
+        neuron_counter: NodeCounter | None,
+    ) -> Outputs:
+        """As `advance`, with a counter for each of the two nodes."""
+        queries, keys, values = (
+            np.broadcast_to(inputs[p][0], (steps, *inputs[p][0].shape[1:])) for p in ("q", "k", "v")
+        )
+        gate = inputs["gate"][0] if inputs.get("gate") else None
+        fired = attend_and_fire(
+            queries, keys, values, gate, self.heads, counter is not None,
+            self.bias, self.halving, self.threshold,
+        )  # fmt: skip
+        self.saturations += fired.saturations
+        self.shared.keep_counts(fired.spikes, of_spikes(fired.found))
+        if counter and neuron_counter:
+            shape = fired.spikes.shape
+            self.count(fired.events, fired.messages, shape, gate, counter)
+            size, gated = int(np.prod(shape[2:])), 0
+            if gate is not None:
+                gated = self.shared.closed(gate) * shape[3] * (steps // len(gate))
+            neuron_counter.add("updates_gated", gated)
+            neuron_counter.add("updates_idle", fired.idle)
+            neuron_counter.add("updates_active", steps * size - gated - fired.idle)
+            neuron_counter.add("spikes", counting.messages(self.shared, fired.spikes))
+        return {"out": fired.spikes}
+
+
+def fusible_attention(plan: Plan, node: Attention) -> LIF | None:
+    """The LIF node that can fire as soon as this node's sums are there, if there is one."""
+    users = plan.users(node.name)
+    if len(users) != 1 or users[0].lag:
+        return None
+    neurons = plan.graph[users[0].target]
+    if not isinstance(neurons, LIF) or neurons.constants is None:
+        return None
+    own = plan.attention_gates.get(node.name)
+    gates = [(edge.source, edge.source_port) for edge in plan.edges(neurons.name, "gate")]
+    alone = len(plan.edges(neurons.name, "in")) == 1
+    tokens, channels = plan.shapes[node.name, "out"]
+    fits = can_fire(tokens, channels, node.heads)
+    current_fits = can_fuse(neurons.constants, plan.bounds[node.name, "out"])
+    if alone and gates == ([own] if own else []) and fits and current_fits:
+        return neurons
+    return None
 
 
 class HaltingScoreExecutor(Executor):
@@ -348,9 +450,8 @@ class ReadoutExecutor(Executor):
             total = sum_rows(as_rows(stream))
             counts = self.shared.counts(stream, traffic.unit) if counter else None
         self.total += repeat * total
-        if counter:
-            assert counts is not None
-            counting.weigh_counts(counter, counts, 1, repeat, traffic)
+        if counter and counts is not None:
+            counting.weigh_sent(counter, sent_rows(counts, None), repeat, traffic)
             counter.add("updates_active", steps * self.weight.shape[1])
         return {}
 

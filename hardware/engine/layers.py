@@ -136,9 +136,8 @@ class SpikingSynapseExecutor(SynapseExecutor):
             self.count(values, gate, steps, counter)
             gated: PerImage | int = 0
             if gate is not None:
-                gated = (
-                    counting.nonzero(~gate) * self.spiking.synapses.outputs * (steps // len(gate))
-                )
+                closed = self.shared.closed(gate)
+                gated = closed * self.spiking.synapses.outputs * (steps // len(gate))
             neuron_counter.add("updates_gated", gated)
             neuron_counter.add("updates_idle", fired.idle)
             neuron_counter.add("updates_active", steps * self.size - gated - fired.idle)

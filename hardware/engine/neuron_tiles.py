@@ -189,7 +189,7 @@ class Line:
         return [*after, counts]
 
     def _store(self, values: Any, address: Any, exists: Any) -> None:
-        pointer = self.builder.inttoptr(address, _BYTES.as_pointer())
+        pointer: Any = self.builder.inttoptr(address, _BYTES.as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [_BYTES, pointer.type, I32, exists.type])
         function = cgutils.get_or_insert_function(self.builder.module, kind, _MASKED_STORE)
         self.builder.call(function, [values, pointer, ir.Constant(I32, 1), exists])

@@ -18,12 +18,15 @@ from atsnn.fixed_point import SCORE_UNITY, pixels_to_integers
 from atsnn.threads import KERNELS
 from export.graph import (
     LIF,
+    Add,
+    Attention,
     Conv,
     Gate,
     Graph,
     Hold,
     Input,
     Linear,
+    Merge,
     Node,
     OrPool,
     Output,
@@ -34,10 +37,13 @@ from hardware.engine import buffers
 from hardware.engine.buffers import Buffers
 from hardware.engine.executors import (
     EXECUTORS,
+    AddExecutor,
     Executor,
     LIFExecutor,
     OutputExecutor,
     ReadoutExecutor,
+    SpikingAttentionExecutor,
+    fusible_attention,
 )
 from hardware.engine.layers import SpikingSynapseExecutor, fusible
 from hardware.engine.plan import Plan, Port, dense_macs, image_axis, make_plan
@@ -51,8 +57,8 @@ Array = npt.NDArray
 Masks = Mapping[str, npt.NDArray]
 LOGITS = "logits"
 
-_BATCH_BYTES = 32 * 2**20
-_LARGEST_BATCH = 256
+_BATCH_BYTES = 64 * 2**20
+_LARGEST_BATCH = 512
 
 
 def run(
@@ -76,7 +82,7 @@ def run(
             "all" (every node; other outputs of a Merge as "name:gate", "name:alive", "name:size"),
             "none" (logits only), or the names of nodes.
         count_events: False leaves `EngineResult.events` None and saves time.
-        batch: images at a time; by default as many as keep the spikes of a layer near 32 MB.
+        batch: images at a time; by default as many as keep the spikes of a layer near 64 MB.
         progress: called with (images done, images in all) after each batch.
 
     Raises:
@@ -230,13 +236,17 @@ def _batch_size(plan: Plan, images: int) -> int:
     return -(-images // -(-images // allowed))
 
 
+Fused = SpikingSynapseExecutor | SpikingAttentionExecutor
+"""Runs a LIF node together with the node in front of it."""
+
+
 class _Network:
     """The executors of a plan.
 
     Attributes:
         nodes: all but the Input and Selections.
-        spiking: LIF node -> executor of the synapses in front of it and of itself as one.
-        absorbed: the Conv and Linear nodes that run with the LIF behind them.
+        spiking: LIF node -> executor of what is in front of it and of itself as one.
+        absorbed: the nodes that run with the LIF behind them.
         executors: node -> executor, of all that are not absorbed.
     """
 
@@ -253,18 +263,45 @@ class _Network:
             },
             **self.spiking,
         }
+        self._allow_overwriting(recorded)
 
-    def _spiking(self, recorded: Collection[Port]) -> dict[str, SpikingSynapseExecutor]:
+    def _allow_overwriting(self, recorded: Collection[Port]) -> None:
+        """Tell each Add which of its addends nobody reads after it, if it was made for it alone."""
         if self.plan.graph.feedback:
-            return {}
-        pairs = [(node, fusible(self.plan, node)) for node in self.nodes]
-        return {
-            neurons.name: SpikingSynapseExecutor(node, neurons, self.plan)
-            for node, neurons in pairs
-            if neurons is not None
-            and isinstance(node, Conv | Linear)
-            and (node.name, "out") not in recorded
-        }
+            return
+        place = {node.name: i for i, node in enumerate(self.nodes)}
+        place.update({fused.node_name: place[name] for name, fused in self.spiking.items()})
+        readers: dict[Port, list[str]] = {}
+        for edge in self.plan.graph.edges:
+            readers.setdefault((edge.source, edge.source_port), []).append(edge.target)
+        for node in self.plan.graph.of_kind(Add):
+            executor = self.executors[node.name]
+            assert isinstance(executor, AddExecutor)
+            for which, edge in enumerate(self.plan.edges(node.name, "in")):
+                port = edge.source, edge.source_port
+                others = [place[name] for name in readers[port] if name != node.name]
+                alone = len(others) == len(readers[port]) - 1
+                own_memory = isinstance(self.plan.graph[edge.source], Add | Merge)
+                last = all(other < place[node.name] for other in others)
+                if own_memory and alone and last and port not in recorded:
+                    executor.overwritten = which
+
+    def _spiking(self, recorded: Collection[Port]) -> dict[str, Fused]:
+        found: dict[str, Fused] = {}
+        if self.plan.graph.feedback:
+            return found
+        for node in self.nodes:
+            if (node.name, "out") in recorded:
+                continue
+            if isinstance(node, Conv | Linear):
+                neurons = fusible(self.plan, node)
+                if neurons is not None:
+                    found[neurons.name] = SpikingSynapseExecutor(node, neurons, self.plan)
+            elif isinstance(node, Attention):
+                neurons = fusible_attention(self.plan, node)
+                if neurons is not None:
+                    found[neurons.name] = SpikingAttentionExecutor(node, neurons, self.plan)
+        return found
 
 
 class _Run:
@@ -399,13 +436,14 @@ class _Run:
                 images = now[self.plan.input_node.name, "out"].shape[1]
                 value = np.zeros((1, images, *self.plan.shapes[port]), np.int64)
             inputs.setdefault(edge.target_port, []).append(value)
+        absorbed = spiking.node_name if spiking else node.name
+        if absorbed in self.plan.attention_gates:
+            inputs["gate"] = [now[self.plan.attention_gates[absorbed]]]
         if spiking:
             fired = spiking.run(
                 inputs, steps, counters.get(spiking.node_name), counters.get(node.name)
             )
             return {(node.name, "out"): fired["out"]}
-        if node.name in self.plan.attention_gates:
-            inputs["gate"] = [now[self.plan.attention_gates[node.name]]]
         outputs = self.executors[node.name].advance(inputs, steps, counters.get(node.name))
         return {(node.name, port): value for port, value in outputs.items()}
 
@@ -444,7 +482,7 @@ class _Run:
 
     def _range(self, node: Node) -> LayerRange:
         executor = self.executors[node.name]
-        assert isinstance(executor, LIFExecutor | SpikingSynapseExecutor)
+        assert isinstance(executor, LIFExecutor | SpikingSynapseExecutor | SpikingAttentionExecutor)
         return LayerRange(node.name, node.source, executor.wraps, executor.saturations)
 
 

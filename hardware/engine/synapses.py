@@ -277,6 +277,17 @@ def settle(counts, fired, spikes, first, count):
     return found
 
 
+@numba.njit(cache=True)
+def clear_closed(gate, b, first, last, spikes):
+    """Set the spikes of an image at closed places, of those from `first` to before `last`."""
+    for t in range(len(spikes) if len(gate) else 0):
+        for place in range(first, last):
+            if not gate[t % len(gate), b, place]:
+                row = spikes[t, b, place]
+                for o in range(len(row)):
+                    row[o] = 0
+
+
 @numba.njit(parallel=True, cache=True)
 def _sum(index, value, starts, gate, packed, window, factor_shift, mode, blocks, out):
     steps, images, _, outputs = out.shape
@@ -338,11 +349,13 @@ def _fire(
         sums_at, voltage_at = np.int64(sums.ctypes.data), np.int64(voltage.ctypes.data)
         fired_at = np.int64(fired.ctypes.data)
         quiet = clipped = np.int64(0)
+        bottom = min(top + lines, window.out_height)
+        clear_closed(gate, b, top * window.out_width, bottom * window.out_width, spikes)
         for part in range(tiles):
             first = part * tile
             count = min(tile, outputs - first)
             drive = bias_at + 4 * first
-            for y in range(top, min(top + lines, window.out_height)):
+            for y in range(top, bottom):
                 line, low, rows = _lines_under(window, y)
                 weights = packed_at + (part * window.kernel_height + low) * taps * tile
                 for x in range(window.out_width):
@@ -354,7 +367,6 @@ def _fire(
                     summed = -1
                     for t in range(steps):
                         if len(gate) and not gate[t % len(gate), b, place]:
-                            spikes[t, b, place, first : first + count] = 0
                             continue
                         s = (t % len(starts)) * images + b
                         target = fired_at

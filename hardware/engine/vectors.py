@@ -37,19 +37,21 @@ LANES, LISTED = 32, 8
 
 def _short_counter() -> Any:
     @intrinsic
-    def count_shorts(context, address, length, shift, unit, counts):
+    def count_shorts(context, address, length, shift, unit):
         """Count int16 values: those not 0, the units in their size, those not of one unit.
 
         Args:
             address: of the values.
-            length: a multiple of 32.
+            length: a multiple of 32, below 2^16.
             shift: logarithm of the unit.
             unit: what counts as one; parts of it count as one.
-            counts: address of int32 [3], written.
+
+        Returns:
+            The units, times 2^32, plus 2^16 times the third count, plus the first.
         """
 
         def code(backend, builder, signature, arguments):
-            address, length, shift, unit, counts = arguments
+            address, length, shift, unit = arguments
             shorts, mask = vector(I16, LANES), ir.IntType(LANES)
             shifts, units = (
                 broadcast(builder, builder.trunc(scalar, I16), LANES) for scalar in (shift, unit)
@@ -76,16 +78,46 @@ def _short_counter() -> Any:
             start = [ir.Constant(mask, 0), ir.Constant(mask, 0), *sums]
             messages, several, *sums = repeat(builder, turns, start, body)
             spikes = total(builder, builder.add(sums[0], sums[1]))
-            for place, found in enumerate((messages, spikes, several)):
-                store(builder, found, counts, 4 * place)
-            return backend.get_dummy_value()
+            packed = builder.or_(
+                builder.zext(messages, I64), builder.shl(builder.zext(several, I64), constant(16))
+            )
+            return builder.or_(packed, builder.shl(builder.zext(spikes, I64), constant(32)))
 
-        return types.void(*(types.int64,) * 5), code
+        return types.int64(*(types.int64,) * 4), code
 
     return count_shorts
 
 
 count_shorts = _short_counter()
+
+
+def _spike_adder() -> Any:
+    @intrinsic
+    def add_spikes(context, total, spikes, length, shift):
+        """`total[:] += spikes << shift`, int16 and bytes, a multiple of `LANES` long."""
+
+        def code(backend, builder, signature, arguments):
+            total, spikes, length, shift = arguments
+            shorts = vector(I16, LANES)
+            shifts = broadcast(builder, builder.trunc(shift, I16), LANES)
+
+            def body(k: Any, held: list[Any]) -> list[Any]:
+                at = builder.mul(k, constant(LANES))
+                target = builder.add(total, builder.shl(at, constant(1)))
+                given = load(builder, builder.add(spikes, at), vector(I8, LANES))
+                added = builder.shl(builder.zext(given, shorts), shifts)
+                store(builder, builder.add(load(builder, target, shorts), added), target)
+                return held
+
+            repeat(builder, builder.sdiv(length, constant(LANES)), [], body)
+            return backend.get_dummy_value()
+
+        return types.void(*(types.int64,) * 4), code
+
+    return add_spikes
+
+
+add_spikes = _spike_adder()
 
 
 def _masker(lanes: int) -> Any:
