@@ -1,4 +1,4 @@
-"""The training loss: task, ponder, gates and prior."""
+"""The training loss: task, ponder, gates and prior; kept tokens and teacher of the rivals."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from atsnn.config import TrainConfig
+from atsnn.config import SelectionConfig, TrainConfig
 from atsnn.distributed import mean_of_all
-from atsnn.spikformer import ModelOutput
+from atsnn.spikformer import ModelOutput, Spikformer
 
 PRIOR_WIDTH = 0.15
 """Standard deviation of the prior over cells, as a share of the way from first to last."""
@@ -26,6 +26,28 @@ def total_loss(output: ModelOutput, targets: Tensor, config: TrainConfig, adapti
     if config.prior_weight:
         loss = loss + config.prior_weight * prior_divergence(output.scores, config.prior_center)
     return loss
+
+
+def selection_loss(
+    output: ModelOutput, selection: SelectionConfig, config: TrainConfig
+) -> Tensor | float:
+    """SparseSpikformer's loss on the kept tokens; 0 for methods that keep a fixed number.
+
+    `ratio_weight` times the mean over images and blocks of (kept share - wanted share)^2.
+    """
+    if selection.method != "sparse-spikformer" or not config.ratio_weight:
+        return 0.0
+    kept = output.gates[:, 0].mean(2)
+    wanted = kept.new_tensor(selection.keep)[:, None]
+    return config.ratio_weight * (kept - wanted).square().mean()
+
+
+def teacher_loss(output: ModelOutput, teacher: Spikformer, images: Tensor) -> Tensor:
+    """KL(teacher || model) of the class probabilities, mean over images [B, C, H, W]."""
+    with torch.no_grad():
+        wanted = functional.log_softmax(teacher(images).logits.double(), 1)
+    ours = functional.log_softmax(output.logits.double(), 1)
+    return functional.kl_div(ours, wanted, reduction="batchmean", log_target=True)
 
 
 def prior_divergence(scores: Tensor, center: float) -> Tensor:

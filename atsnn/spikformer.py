@@ -9,7 +9,7 @@ instead, and both fire the same spikes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -24,6 +24,7 @@ from atsnn.errors import ConfigError, DatasetError
 from atsnn.halting import LOOK_BACK_ORDERS, Gate, HaltingScore, ponder
 from atsnn.merging import TokenMerging
 from atsnn.neurons import SpikingNeuron
+from atsnn.rivals import TokenSelection, build_selection
 
 State = dict[str, Any]
 
@@ -283,6 +284,24 @@ class AttentionCore(nn.Module):
         return mixed.transpose(2, 3).flatten(3)
 
 
+class TimeFirst(nn.Module):
+    """Events of each image [B, T, C, H, W] -> of each step [T, B, C, H, W]."""
+
+    def forward(self, events: Tensor) -> Tensor:
+        return events.transpose(0, 1)
+
+
+class Hold(nn.Module):
+    """What the first step brought, at every step: [1 or T, B, ...] -> [T, B, ...]."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:1].expand(self.steps, *x.shape[1:])
+
+
 class Readout(nn.Module):
     """Logits from the mean over time and the size-weighted mean over tokens."""
 
@@ -301,12 +320,17 @@ class Readout(nn.Module):
 
 
 class Stem(nn.Module):
-    """Spiking patch splitting: four convolutions, two pools, and a position branch."""
+    """Spiking patch splitting: four convolutions, two pools, and a position branch.
+
+    With `config.stem_once` it runs one step only and its spikes serve all steps (after STAS's idea,
+    arXiv 2508.14138, which merges the spikes of several steps; reconstruction).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         widths = [config.dim // 8, config.dim // 4, config.dim // 2, config.dim]
-        self.steps = config.steps
+        self.steps = 1 if config.stem_once else config.steps
+        self.time_first = TimeFirst() if config.events else None
         self.conv1 = _conv_layer(config, config.in_channels, widths[0])
         self.conv2 = _conv_layer(config, widths[0], widths[1])
         self.conv3 = _conv_layer(config, widths[1], widths[2])
@@ -317,13 +341,18 @@ class Stem(nn.Module):
         self.to_tokens = ToTokens()
         self.position_to_tokens = ToTokens()
         self.add = StreamAdd(joins=2)
+        self.hold = Hold(config.steps) if config.stem_once else None
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image [B, C, H, W] -> tokens [T, B, N, D]."""
-        x = self.conv1(image.unsqueeze(0), self.steps)
+        """Image [B, C, H, W], or events [B, T, C, H, W] -> tokens [T, B, N, D]."""
+        if self.time_first is None:
+            x = self.conv1(image.unsqueeze(0), self.steps)
+        else:
+            x = self.conv1(self.time_first(image))
         x = self.pool3(self.conv3(self.conv2(x)))
         x = self.pool4(self.conv4(x))
-        return self.add(self.to_tokens(x), self.position_to_tokens(self.position(x)))
+        tokens = self.add(self.to_tokens(x), self.position_to_tokens(self.position(x)))
+        return tokens if self.hold is None else self.hold(tokens)
 
 
 class EncoderBlock(nn.Module):
@@ -410,6 +439,16 @@ def scatter_rows(rows: Tensor, opened: Tensor) -> Tensor:
     return full
 
 
+@dataclass
+class _Decisions:
+    """What has been decided about tokens on the way through the blocks, all [T, B, N]."""
+
+    gates: list[Tensor] = field(default_factory=list)
+    totals: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
+    score: Tensor | None = None
+
+
 class Spikformer(nn.Module):
     """A spiking vision transformer whose tokens halt and merge."""
 
@@ -424,10 +463,15 @@ class Spikformer(nn.Module):
         self.adaptive = config.halting.enabled or config.merging.enabled
         if self.adaptive:
             count = config.blocks + (config.halting.order in LOOK_BACK_ORDERS)
-            self.scores = nn.ModuleList(_score(config) for _ in range(count))
+            self.scores = nn.ModuleList(_score(config, index) for index in range(count))
             self.gates = nn.ModuleList(
                 Gate(1.0 - config.halting.epsilon, 1.0, config.halting.order != "blocks")
                 for _ in range(config.blocks)
+            )
+        self.selects = config.selection.enabled
+        if self.selects:
+            self.selections = nn.ModuleList(
+                build_selection(config, index) for index in range(config.blocks)
             )
         self.readout = Readout(config.dim, config.classes)
         self.apply(_initialize)
@@ -447,8 +491,13 @@ class Spikformer(nn.Module):
         """The gates of the blocks, typed; empty without adaptation."""
         return cast("Sequence[Gate]", self.gates) if self.adaptive else ()
 
+    @property
+    def selection_list(self) -> Sequence[TokenSelection]:
+        """The selections of a rival method, typed; empty without one."""
+        return cast("Sequence[TokenSelection]", self.selections) if self.selects else ()
+
     def forward(self, image: Tensor) -> ModelOutput:
-        """Masked form. Image [B, C, H, W] in [0, 1]."""
+        """Masked form. Image [B, C, H, W] in [0, 1], or events [B, T, C, H, W] of 0 and 1."""
         _check_image(self.config, image)
         if self.adaptive and self.config.halting.order in LOOK_BACK_ORDERS:
             return self._by_steps(image, rows=False)
@@ -459,7 +508,7 @@ class Spikformer(nn.Module):
     def forward_rows(self, image: Tensor) -> ModelOutput:
         """The same function in inference, halted tokens left out of the computation."""
         _check_image(self.config, image)
-        if not self.adaptive:
+        if not self.adaptive and not self.selects:
             return self.forward(image)
         if self.config.halting.order in LOOK_BACK_ORDERS:
             return self._by_steps(image, rows=True)
@@ -470,32 +519,38 @@ class Spikformer(nn.Module):
     ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
         """Layer after layer, all steps at once: logits; per block gate, accumulator and score."""
         x = self.stem(image)
-        gates, totals, scores = [], [], []
-        gate = alive = size = score = None
+        seen = _Decisions()
+        alive = size = None
         for index, block in enumerate(self.block_list):
-            if self.adaptive:
-                scores.append(self.score_list[index](x))
-                score = scores[-1] if score is None else score + scores[-1]
-                gate, total = self.gate_list[index](score, alive)
-                if not self.config.halting.enabled:
-                    gate = gate.detach()  # a score that is off has no gradient
-                gates.append(gate)
-                totals.append(total)
+            gate = self._gate(index, x, alive, seen)
             x, alive, size = block(x, gate, alive, size)
-        return self.readout(x, size), gates, totals, scores
+        return self.readout(x, size), seen.gates, seen.totals, seen.scores
 
     def _layers_by_rows(self, image: Tensor):
         x = self.stem(image)
-        gates, totals, scores = [], [], []
-        alive = size = score = None
+        seen = _Decisions()
+        alive = size = None
         for index, block in enumerate(self.block_list):
-            scores.append(self.score_list[index](x))
-            score = scores[-1] if score is None else score + scores[-1]
-            gate, total = self.gate_list[index](score, alive)
-            gates.append(gate)
-            totals.append(total)
+            gate = self._gate(index, x, alive, seen)
+            assert gate is not None  # the model leaves tokens out, or it would not run by rows
             x, alive, size = block.forward_rows(x, gate, alive, size, {})
-        return self.readout(x, size), gates, totals, scores
+        return self.readout(x, size), seen.gates, seen.totals, seen.scores
+
+    def _gate(self, index: int, x: Tensor, alive: Tensor | None, seen: _Decisions) -> Tensor | None:
+        """Gate of block `index`, noted in `seen`; None where every token is processed."""
+        if self.selects:
+            before = seen.gates[-1] if seen.gates else None
+            seen.gates.append(self.selection_list[index](x, before))
+        elif self.adaptive:
+            score = self.score_list[index](x)
+            seen.scores.append(score)
+            seen.score = score if seen.score is None else seen.score + score
+            gate, total = self.gate_list[index](seen.score, alive)
+            if not self.config.halting.enabled:
+                gate = gate.detach()  # a score that is off has no gradient
+            seen.gates.append(gate)
+            seen.totals.append(total)
+        return seen.gates[-1] if seen.gates else None
 
     def _by_steps(self, image: Tensor, rows: bool) -> ModelOutput:
         """Step after step, for the orders whose gates look back."""
@@ -537,11 +592,11 @@ class Spikformer(nn.Module):
 
     def _output(self, logits, gates, totals, scores, image: Tensor) -> ModelOutput:
         config = self.config
-        if not gates:
+        if not totals:
             cells = (config.blocks, config.steps, len(image), config.tokens)
-            open_gates = logits.new_ones(cells)
+            stacked = torch.stack(gates) if gates else logits.new_ones(cells)
             return ModelOutput(
-                logits, open_gates, open_gates.sum((0, 1)), logits.new_zeros((1, *cells[1:]))
+                logits, stacked, stacked.sum((0, 1)), logits.new_zeros((1, *cells[1:]))
             )
         stacked = torch.stack(gates)
         unit = self.gate_list[0].unit
@@ -578,12 +633,12 @@ def _merging(config: ModelConfig) -> TokenMerging:
 
 
 SCORE_OFF = -1e4
-"""beta of a model that merges without halting: every score is exactly 0."""
+"""beta of a score that must not count: with it every score is exactly 0."""
 
 
-def _score(config: ModelConfig) -> HaltingScore:
+def _score(config: ModelConfig, index: int) -> HaltingScore:
     halting = config.halting
-    if not halting.enabled:
+    if not halting.enabled or (index == 0 and not halting.stem_score):
         return HaltingScore(1.0, SCORE_OFF, learn=False)
     return HaltingScore(halting.gamma, halting.beta, halting.learn)
 
@@ -597,11 +652,13 @@ def _check(config: ModelConfig) -> None:
 
 
 def _check_image(config: ModelConfig, image: Tensor) -> None:
-    expected = (config.in_channels, *config.image_size)
+    frame = (config.in_channels, *config.image_size)
+    expected = (config.steps, *frame) if config.events else frame
     if tuple(image.shape[1:]) != expected:
         raise DatasetError(
             f"image of shape {list(image.shape[1:])}, the model takes {list(expected)} "
-            "(channels, height, width); resize the images or choose another model"
+            f"({'time steps, ' * config.events}channels, height, width); resize the images or "
+            "choose another model"
         )
 
 

@@ -33,6 +33,7 @@ from atsnn.checkpoint import (
     MODEL_FILE,
     Checkpoint,
     load_tensors,
+    model_of,
     read_checkpoint,
     read_tensors,
     save_checkpoint,
@@ -53,7 +54,7 @@ from atsnn.distributed import (
 from atsnn.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from atsnn.evaluation import Evaluation, evaluate
 from atsnn.files import write_atomically
-from atsnn.losses import total_loss
+from atsnn.losses import selection_loss, teacher_loss, total_loss
 from atsnn.memory import kept_memory
 from atsnn.progress import Meter, duration, say
 from atsnn.quantization import quantize_model
@@ -217,14 +218,21 @@ def _started_from(checkpoint: Checkpoint, config: RunConfig) -> Spikformer:
 
 
 def _is_score(name: str) -> bool:
-    return name.startswith("scores.")
+    return name.startswith(("scores.", "selections."))
 
 
 def _keeps_scores(checkpoint: Checkpoint, model: ModelConfig) -> bool:
-    """A checkpoint's gamma and beta are kept unless the configuration asks for other ones."""
+    """What decides about tokens is kept unless the configuration asks for another one."""
     theirs, ours = checkpoint.config.halting, model.halting
+    if model.selection.enabled:
+        return checkpoint.config.selection.model_dump(exclude={"keep"}) == (
+            model.selection.model_dump(exclude={"keep"})
+        )
     return (
-        ours.enabled and theirs.enabled and (theirs.gamma, theirs.beta) == (ours.gamma, ours.beta)
+        ours.enabled
+        and theirs.enabled
+        and (theirs.gamma, theirs.beta, theirs.stem_score)
+        == (ours.gamma, ours.beta, ours.stem_score)
     )
 
 
@@ -269,6 +277,7 @@ class Run:
         model = _empty_model(config) if saved else initial_model(config, initial)
         self.model = model.to(self.device).train()
         same_everywhere(self.model.state_dict().values())
+        self.teacher = _teacher(config.train, self.device)
         self.optimizer = _optimizer(self.model, config.train)
         self.augmentation = Augmentation(
             config.augment, config.model.classes, config.train.label_smoothing, config.train.seed
@@ -354,7 +363,11 @@ class Run:
         ):
             output = self.model(images)
         targets = batch.targets[share].to(self.device)
-        loss = total_loss(output, targets, config.train, self.model.adaptive) / len(self.shares)
+        loss = total_loss(output, targets, config.train, self.model.adaptive)
+        loss = loss + selection_loss(output, config.model.selection, config.train)
+        if self.teacher is not None:
+            loss = loss + config.train.distill_weight * teacher_loss(output, self.teacher, images)
+        loss = loss / len(self.shares)
         loss.backward()
         correct = output.logits.detach().argmax(1).cpu() == batch.labels[share]
         tokens = float(output.average_tokens) / len(self.shares)
@@ -477,6 +490,18 @@ def _empty_model(config: RunConfig) -> Spikformer:
     """A model of the right structure, whose weights are about to be replaced."""
     model = Spikformer(config.model)
     return quantize_model(model) if config.train.quantized else model
+
+
+def _teacher(config: TrainConfig, device: torch.device) -> Spikformer | None:
+    """The model whose class probabilities the trained one is held to, if any."""
+    if not config.distill_weight:
+        return None
+    if config.initial is None:
+        raise ConfigError(
+            f"train.distill_weight is {config.distill_weight}, but there is no teacher: set "
+            "train.initial to the checkpoint that training starts from, which is the teacher too"
+        )
+    return model_of(read_checkpoint(Path(config.initial))).to(device)
 
 
 def _device(config: TrainConfig) -> torch.device:

@@ -1,7 +1,7 @@
 """The engine against its peers: `python -m benchmarks.engine [PART...] [--json | --markdown]`.
 
 Peers are float inference of the same network with all tokens, each at its best batch; ours is
-`hardware.engine.run` with all event counts. Both take turns; a figure is a median.
+`hardware.engine.Engine.run` with all event counts. Both take turns; a figure is a median.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from benchmarks.side_by_side import (
     around,
     as_json,
     conditions,
-    differences,
     insert,
     markdown,
     median,
@@ -48,7 +47,7 @@ from benchmarks.side_by_side import (
 from export import load_images, load_subject
 from export.graph import Graph
 from export.spikformer import compile_spikformer, model_trace
-from hardware.engine import run
+from hardware.engine import Engine, run
 from hardware.variants import open_all_gates
 
 PACKAGES = ("torch", "norse", "spikingjelly", "numpy", "numba")
@@ -61,7 +60,6 @@ LINEAR = ((384, 1536), (1536, 384), (384, 384))
 
 
 UNCOUNTED = "the engine without counts"
-ONE_IMAGE = ", one image"
 
 
 class Part(str, Enum):
@@ -112,18 +110,9 @@ def threads() -> dict[str, int]:
 
 
 def engine(graph: Graph, images: peers.Images, count_events: bool = True) -> Action:
-    """One run of the engine; nothing recorded."""
-    return lambda: run(graph, images, record="none", count_events=count_events)
-
-
-def engine_twice(name: str, graph: Graph, images: peers.Images) -> dict[str, Action]:
-    """A run of all images and one of the first: what a run does once, it does in both."""
-    return {name: engine(graph, images), f"{name}{ONE_IMAGE}": engine(graph, images[:1])}
-
-
-def all_but_one(times: Mapping[str, Sequence[float]], name: str) -> list[float]:
-    """Seconds of the images after the first, turn by turn, without what a run does once."""
-    return differences(times[name], times[f"{name}{ONE_IMAGE}"])
+    """One run of an engine that is ready, as the peers are; nothing recorded."""
+    ready = Engine(graph)
+    return lambda: ready.run(images, record="none", count_events=count_events)
 
 
 def beside(
@@ -201,7 +190,7 @@ def large(options: Options) -> Section:
     images = networks.random_images(LARGE, options.large_images)
     check_exact(tuned, images[:2])
     found, notes = peers.make_peers(tuned.model, images, clock=options.clock.clock(threads()))
-    actions = engine_twice("ours", tuned.graph, images)
+    actions = {"ours": engine(tuned.graph, images), "one": engine(tuned.graph, images[:1])}
     actions.update({peer.name: _inference(peer, images) for peer in found})
     times = medians(options.turn("large", actions))
     what = f"Spikformer-4-384 shape, all tokens, {len(images)} images"
@@ -213,8 +202,7 @@ def large(options: Options) -> Section:
         [
             _sentence(tuned.note),
             f"On these images: {describe(tuned.graph, images[:16])}; {rate:.1f} images/s",
-            f"A run of one image takes {quantity(times[f'ours{ONE_IMAGE}'], 's')} of ours: most of "
-            "that is done once in a run, the checks and bounds of all weights",
+            f"A run of one image takes {quantity(times['one'], 's')} of ours",
             "Every spike and logit of 2 images equals the quantised torch model's",
             *notes,
         ],
@@ -249,19 +237,17 @@ def halting(options: Options) -> Section:
     half = networks.halted(tuned.model, 0.5, images)
     every = open_all_gates(half)
     actions = {
-        **engine_twice("all", every, images),
-        **engine_twice("half", half, images),
-        **engine_twice("stem", networks.stem_only(every), images),
+        "all": engine(every, images),
+        "half": engine(half, images),
+        "stem": engine(networks.stem_only(every), images),
     }
     for action in actions.values():
         action()
     times = options.turn("halting", actions)
-    stem = all_but_one(times, "stem")
     all_s, half_s = (
-        median_difference(all_but_one(times, name), stem, f"encoder, {name} tokens")
+        median_difference(times[name], times["stem"], f"encoder, {name} tokens")
         for name in ("all", "half")
     )
-    once = median(times[f"half{ONE_IMAGE}"]) / median(times["half"])
     few = images[:16]
     sops = [_encoder_sops(graph, few) for graph in (half, every)]
     return Section(
@@ -269,7 +255,7 @@ def halting(options: Options) -> Section:
         "Encoder of the Spikformer-4-384 shape with half of the tokens halted",
         [
             Comparison(
-                f"encoder, half of the tokens, {len(images) - 1} images",
+                f"encoder, half of the tokens, {len(images)} images",
                 half_s,
                 "encoder, all tokens",
                 all_s,
@@ -278,9 +264,7 @@ def halting(options: Options) -> Section:
         [
             f"Half takes {half_s / all_s:.0%} of the encoder's time with all tokens, and has "
             f"{sops[0] / sops[1]:.0%} of its SOPs",
-            "Encoder: a run of the whole network less a run of its stem in the same turn, each "
-            "less a run of one image, since a run checks and bounds all weights once; with half "
-            f"of the tokens, a run of one image takes {once:.0%} of the run of {len(images)}",
+            "Encoder: a run of the whole network less a run of its stem in the same turn",
             f"The brighter half of the 4 x 4 patches halts before block 1, at every step: "
             f"{describe(half, few)}",
             f"With all tokens: {describe(every, few)}",

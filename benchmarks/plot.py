@@ -23,7 +23,7 @@ from atsnn.config import ModelConfig
 from atsnn.files import write_atomically
 from atsnn.progress import Meter, say
 from benchmarks import networks, peers
-from benchmarks.engine import LARGE, PACKAGES, all_but_one, engine_twice, one_line_errors, threads
+from benchmarks.engine import LARGE, PACKAGES, engine, one_line_errors, threads
 from benchmarks.errors import BenchmarkError
 from benchmarks.side_by_side import (
     Action,
@@ -94,18 +94,12 @@ class Sweep:
     def times(
         self, title: str, graphs: Mapping[str, Graph], tuned: networks.Tuned, images: peers.Images
     ) -> dict[str, list[float]]:
-        """Milliseconds per image of the engine on each graph and of PyTorch, in each turn.
-
-        Of the engine, all images but the first: what a run does once is left out.
-        """
+        """Milliseconds per image of the engine on each graph and of PyTorch, in each turn."""
         network = peers.eager(peers.folded(tuned.model))
-        rest = images[1:]
-        actions: dict[str, Action] = {EAGER: lambda: peers.infer(network, rest, len(rest))}
-        for name, graph in graphs.items():
-            actions.update(engine_twice(name, graph, images))
+        actions: dict[str, Action] = {EAGER: lambda: peers.infer(network, images, len(images))}
+        actions.update({name: engine(graph, images) for name, graph in graphs.items()})
         found = self._turns(title, actions)
-        found.update({name: all_but_one(found, name) for name in graphs})
-        return {name: [1e3 * s / len(rest) for s in seconds] for name, seconds in found.items()}
+        return {name: [1e3 * s / len(images) for s in seconds] for name, seconds in found.items()}
 
     def _turns(self, title: str, actions: Mapping[str, Action]) -> dict[str, list[float]]:
         """Seconds of each action in each turn, all of them run once before."""
@@ -127,7 +121,7 @@ class Sweep:
 def tokens_kept(sweep: Sweep) -> Iterator[Point]:
     """The large shape at 10 % density; the brighter patches halt before block 1."""
     tuned = networks.tuned_spikformer(networks.halting_config(LARGE))
-    images = networks.random_images(LARGE, sweep.images + 1)
+    images = networks.random_images(LARGE, sweep.images)
     graphs = {share: networks.halted(tuned.model, share, images) for share in TOKENS}
     named = {f"{share:.1%} of tokens": graph for share, graph in graphs.items()}
     named["stem"] = networks.stem_only(open_all_gates(graphs[1.0]))
@@ -146,7 +140,7 @@ def _both(
 ) -> Iterator[Point]:
     """The engine and PyTorch on one tuned network; `x` None: the density that was found."""
     tuned = networks.tuned_spikformer(config, density)
-    images = networks.random_images(config, sweep.images + 1)
+    images = networks.random_images(config, sweep.images)
     times = sweep.times(f"{panel} {x or density:g}", {ENGINE: tuned.graph}, tuned, images)
     for name in (ENGINE, EAGER):
         yield Point(panel, name, tuned.density if x is None else x, median(times[name]))

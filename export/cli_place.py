@@ -1,4 +1,4 @@
-"""`atsnn-export profiles | place | cores | break-even`: chips, placement and what it costs."""
+"""`atsnn-export profiles | place | cores | break-even | measure-gpu`: chips and what they cost."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from export.graph import Graph
+    from hardware.gpu import GpuMeasurement
     from hardware.placement import Placement
     from hardware.placement.measure import PlacedEvents
     from hardware.placement.table import PlacedSystem
 
 Register = Callable[[str], Callable[[Callable[..., None]], Callable[..., None]]]
+_GPU_IMAGES = 64
+"""Different images that a GPU is given, again and again."""
 STRATEGY_CHOICES = ("auto", "channel-major", "token-major")
 
 StrategyOption = Annotated[
@@ -51,6 +54,7 @@ def register(command: Register) -> None:
     command("place")(place_command)
     command("cores")(cores_command)
     command("break-even")(break_even_command)
+    command("measure-gpu")(measure_gpu_command)
 
 
 # --- profiles ---
@@ -300,3 +304,61 @@ def break_even_command(
         console_for_tables().print(break_even_table(found))
     if picture is not None:
         print(f"picture: {picture}")
+
+
+# --- a GPU that another machine has ---
+
+
+def measure_gpu_command(
+    model: ModelArgument = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Measurement to write (JSON).")
+    ] = None,
+    measured_by: Annotated[
+        str, typer.Option("--by", metavar="NAME", help="Who measures; goes into the provenance.")
+    ] = "",
+    batch: Annotated[
+        list[int] | None,
+        typer.Option("--batch", min=1, metavar="N", help="Images at a time; may be repeated."),
+    ] = None,
+    data: DataOption = None,
+) -> None:
+    """Measure the network on this machine's GPU, for `cores --gpu-file` on another machine."""
+    from datetime import date
+
+    from hardware.errors import GpuMeasurementError
+    from hardware.gpu import driver_version, measure_graph
+    from hardware.gpu_import import Provenance, save_measurements
+
+    if out is None or not measured_by.strip():
+        raise GpuMeasurementError(
+            "a measurement needs a file and a name: give --out FILE and --by NAME (the name of "
+            "who measures is part of the provenance, without which nobody imports it)"
+        )
+    sizes = sorted(set(batch or (1, 64)))
+    graph, pixels = _to_place(model, None, min(max(sizes), _GPU_IMAGES), data)
+    assert pixels is not None  # at least one image
+    found: dict[int, GpuMeasurement] = {}
+    with progress_report() as report:
+        for done, size in enumerate(sizes):
+            report("GPU", done, len(sizes))
+            found[size] = measure_graph(graph, pixels, size)
+        report("GPU", len(sizes), len(sizes))
+    network = str(model) if model else "the built-in model"
+    sizes_given = " ".join(f"--batch {size}" for size in sizes)
+    provenance = Provenance(
+        measured_by=measured_by.strip(),
+        date=date.today().isoformat(),
+        device=next(iter(found.values())).device,
+        driver=driver_version(),
+        command=f"atsnn-export measure-gpu {model or ''} {sizes_given}".replace("  ", " "),
+        network=network,
+    )
+    save_measurements(out, found, provenance)
+    for size, measured in found.items():
+        print(
+            f"batch {size}: {measured.total_joules_per_image:.4g} J per image in all, "
+            f"{measured.dynamic_joules_per_image:.4g} J without idle power, "
+            f"{measured.images_per_second:,.0f} images/s, spread {measured.spread:.1%}"
+        )
+    print(f"wrote {out}")

@@ -278,6 +278,15 @@ class NvmlMeter:
             return None, power
 
 
+def driver_version() -> str:
+    """Version of the GPU's driver, through NVML."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    version = pynvml.nvmlSystemGetDriverVersion()
+    return version.decode() if isinstance(version, bytes) else str(version)
+
+
 def _visible_device(nvml: Any) -> Any:
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if first.isdigit():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,23 +104,26 @@ def _parse(entry: Any, where: str) -> ImportedMeasurement:
         raise GpuMeasurementError(f"{where}: {field}: {message}") from error
 
 
-def save_measurement(
-    path: str | Path, measurement: GpuMeasurement, batch: int, provenance: Provenance
+def save_measurements(
+    path: str | Path, measurements: Mapping[int, GpuMeasurement], provenance: Provenance
 ) -> None:
-    """Write a measurement for use elsewhere."""
-    record = ImportedMeasurement(
-        batch=batch,
-        windows=len(measurement.windows),
-        window_seconds=sum(w.seconds for w in measurement.windows) / len(measurement.windows),
-        total_joules_per_image=measurement.total_joules_per_image,
-        dynamic_joules_per_image=measurement.dynamic_joules_per_image,
-        idle_watts=measurement.idle_watts,
-        images_per_second=measurement.images_per_second,
-        spread=measurement.spread,
-        source=measurement.source,
-        provenance=provenance,
-    )
-    write_atomically(Path(path), record.model_dump_json(indent=2).encode())
+    """Write measurements, by batch size, for use elsewhere."""
+    records = [
+        ImportedMeasurement(
+            batch=batch,
+            windows=len(measured.windows),
+            window_seconds=sum(w.seconds for w in measured.windows) / len(measured.windows),
+            total_joules_per_image=measured.total_joules_per_image,
+            dynamic_joules_per_image=measured.dynamic_joules_per_image,
+            idle_watts=measured.idle_watts,
+            images_per_second=measured.images_per_second,
+            spread=measured.spread,
+            source=measured.source,
+            provenance=provenance,
+        ).model_dump(mode="json")
+        for batch, measured in measurements.items()
+    ]
+    write_atomically(Path(path), json.dumps(records, indent=2).encode())
 
 
 def imported_rows(measurements: tuple[ImportedMeasurement, ...], macs: float) -> list[EnergyRow]:

@@ -7,11 +7,17 @@ kept as bits, so that the coincidences of the other order are counted a word at 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
+import numpy.typing as npt
 
-from hardware.engine import vectors
+from atsnn.fixed_point import ACTIVATION_SHIFT
+from hardware.engine import buffers, vectors
 from hardware.engine.addition import integers_for
+from hardware.engine.llvm import SIXTEEN
+from hardware.engine.neuron_tiles import IDLE_SHIFT, SATURATED_SHIFT, fire
 from hardware.engine.plan import Interval
 from hardware.engine.rows import Array
 from hardware.errors import EngineError
@@ -21,12 +27,24 @@ MESSAGES, SCORES, SCORE_READS, TABLE, TABLE_READS = range(5)
 
 MOST_TOKENS = 2**15 - 1
 """What an entry of a table, 16 bits, can count."""
-_WORD = 32
+_WORD, _GROUP = 32, 64
 
 
-def attend(
-    q: Array, k: Array, v: Array, gate: Array | None, heads: int, count: bool
-) -> tuple[Array, Array]:
+class Attended(NamedTuple):
+    """What attention gave.
+
+    Attributes:
+        out: int16 or int32 [S, B, N, D].
+        events: int64 [B, 5], zeros if they were not wanted.
+        messages: int32 [S, B, N], how many values of a token are not 0, or zeros.
+    """
+
+    out: Array
+    events: Array
+    messages: Array
+
+
+def attend(q: Array, k: Array, v: Array, gate: Array | None, heads: int, count: bool) -> Attended:
     """Attention of bool [S, B, N, D], and its events per image.
 
     Args:
@@ -34,9 +52,6 @@ def attend(
         gate: bool [S, B, N], or None: all open.
         heads: contiguous groups of the last axis.
         count: whether the events are wanted.
-
-    Returns:
-        int16 or int32 [S, B, N, D]; int64 [B, 5], zeros if not wanted.
 
     Raises:
         EngineError: more tokens than an entry of a table can count.
@@ -46,18 +61,77 @@ def attend(
         raise EngineError(
             f"attention over {tokens} tokens, at most {MOST_TOKENS}: use larger patches"
         )
-    gates = np.ones((1, 1, tokens), np.bool_) if gate is None else gate
-    gates = np.ascontiguousarray(np.broadcast_to(gates, (steps, images, tokens)))
     width = channels // heads
-    room = -(-width // vectors.ADDED_LANES) * vectors.ADDED_LANES
+    room = _room(width)
     dtype = integers_for(Interval(0, tokens * width))
-    out = np.zeros((steps, images, tokens, heads, room), dtype)
+    out = buffers.empty((steps, images, tokens, heads, room), dtype)
     counts = np.zeros((steps, images, 5), np.int64)
+    filled = np.zeros((steps, images, tokens), np.int32)
     _attend(
-        _by_heads(q, heads, room), _by_heads(k, heads, room), _by_heads(v, heads, room), gates,
-        count, out, counts,
+        _by_heads(q, heads, room), _by_heads(k, heads, room), _by_heads(v, heads, room),
+        _every_step(gate, q), count, out.reshape(steps, images, tokens, -1), counts, filled,
     )  # fmt: skip
-    return out[..., :width].reshape(q.shape), counts.sum(axis=0)
+    return Attended(out[..., :width].reshape(q.shape), counts.sum(axis=0), filled)
+
+
+class FiringAttention(NamedTuple):
+    """What attention and the neurons behind it did.
+
+    Attributes:
+        spikes: bool [T, B, N, D].
+        found: spikes of each token, int32 [T, B, N].
+        events, messages: as in `Attended`.
+        idle: neuron updates without input, state or bias, int64 [B].
+        saturations: voltages that were clipped.
+    """
+
+    spikes: Array
+    found: Array
+    events: Array
+    messages: Array
+    idle: Array
+    saturations: int
+
+
+def can_fire(tokens: int, channels: int, heads: int) -> bool:
+    """Whether `attend_and_fire` takes attention of this shape."""
+    width = channels // heads
+    fills_lanes = _room(width) == width and channels % SIXTEEN == 0
+    return fills_lanes and integers_for(Interval(0, tokens * width)) is np.int16
+
+
+def attend_and_fire(
+    q: Array, k: Array, v: Array, gate: Array | None, heads: int, count: bool,
+    bias: npt.NDArray[np.int32], halving: int, threshold: int,
+) -> FiringAttention:  # fmt: skip
+    """`attend`, and all steps of neurons without current memory behind it, from zero.
+
+    Args:
+        bias: int32 [D]. halving: 1, or 0 if the voltage stays. threshold: shifted.
+    """
+    steps, images, tokens, channels = q.shape
+    width = channels // heads
+    spikes = buffers.empty(q.shape, np.bool_)
+    counts = np.zeros((steps, images, 5), np.int64)
+    filled, found = np.zeros((2, steps, images, tokens), np.int32)
+    idle, saturated = np.zeros((2, images), np.int64)
+    _attend_and_fire(
+        _by_heads(q, heads, width), _by_heads(k, heads, width), _by_heads(v, heads, width),
+        _every_step(gate, q), count, bias, halving, threshold, spikes.view(np.uint8), counts,
+        filled, found, idle, saturated,
+    )  # fmt: skip
+    return FiringAttention(spikes, found, counts.sum(axis=0), filled, idle, int(saturated.sum()))
+
+
+def _room(width: int) -> int:
+    """Channels of a head, filled up."""
+    return -(-width // vectors.ADDED_LANES) * vectors.ADDED_LANES
+
+
+def _every_step(gate: Array | None, spikes: Array) -> Array:
+    """The gate as bool [S, B, N]."""
+    gates = np.ones((1, 1, 1), np.bool_) if gate is None else gate
+    return np.ascontiguousarray(np.broadcast_to(gates, spikes.shape[:3]))
 
 
 def _by_heads(spikes: Array, heads: int, room: int) -> Array:
@@ -69,78 +143,154 @@ def _by_heads(spikes: Array, heads: int, room: int) -> Array:
 
 
 @numba.njit(parallel=True, cache=True)
-def _attend(q, k, v, gate, count, out, counts):
+def _attend(q, k, v, gate, count, out, counts, filled):
     steps, images, tokens, heads, room = q.shape
-    words = (room + _WORD - 1) // _WORD
+    sizes = tokens, heads, room
+    q_at, k_at, v_at = np.int64(q.ctypes.data), np.int64(k.ctypes.data), np.int64(v.ctypes.data)
+    out_at, size = np.int64(out.ctypes.data), out.itemsize
     for unit in numba.prange(steps * images):
         t, b = unit // images, unit % images
-        table = np.zeros((room, room), np.int16)
-        asking, offered = np.zeros((2, room), np.int64)
-        values, reads = np.zeros((2, tokens), np.int32)
-        offers, asks = np.zeros((2, words, tokens), np.uint32)
-        table_at = np.int64(table.ctypes.data)
-        result = counts[t, b]
-        for h in range(heads):
-            table[:] = 0
-            asking[:] = 0
-            offered[:] = 0
-            offering = 0  # tokens with spikes of both k and v
+        first = unit * tokens * heads * room
+        made = out[t, b]
+        made[:] = 0
+        _attend_once(
+            q_at + first, k_at + first, v_at + first, gate[t, b], sizes, count,
+            out_at + size * first, size, _scratch(tokens, room), counts[t, b],
+        )  # fmt: skip
+        if count:
+            for n in range(tokens):
+                if gate[t, b, n] and size == 2:
+                    row_at = out_at + size * (first + n * heads * room)
+                    filled[t, b, n] = vectors.filled_shorts(row_at, heads * room)
+                elif gate[t, b, n]:
+                    filled[t, b, n] = _filled(made[n])
+
+
+@numba.njit(parallel=True, cache=True)
+def _attend_and_fire(
+    q, k, v, gate, count, bias, halving, threshold, spikes, counts, filled, found, idle, saturated
+):
+    """An image's sums stay in the cache for the neurons behind them."""
+    steps, images, tokens, heads, room = q.shape
+    sizes, width = (tokens, heads, room), heads * room
+    q_at, k_at, v_at = np.int64(q.ctypes.data), np.int64(k.ctypes.data), np.int64(v.ctypes.data)
+    spikes_at, bias_at = np.int64(spikes.ctypes.data), np.int64(bias.ctypes.data)
+    for b in numba.prange(images):
+        scratch = _scratch(tokens, room)
+        made, voltage = np.zeros(tokens * width, np.int16), np.zeros(tokens * width, np.int32)
+        made_at, voltage_at = np.int64(made.ctypes.data), np.int64(voltage.ctypes.data)
+        quiet = clipped = np.int64(0)
+        for t in range(steps):
+            first = (t * images + b) * tokens * width
+            for n in range(tokens):
+                if gate[t, b, n]:
+                    made[n * width : (n + 1) * width] = 0
+            _attend_once(
+                q_at + first, k_at + first, v_at + first, gate[t, b], sizes, count, made_at, 2,
+                scratch, counts[t, b],
+            )  # fmt: skip
             for n in range(tokens):
                 if not gate[t, b, n]:
+                    fired = spikes[t, b, n]
+                    for e in range(width):
+                        fired[e] = 0
                     continue
-                keys, given = k[t, b, n, h], v[t, b, n, h]
-                given_at = np.int64(given.ctypes.data)
-                spikes = _spikes(given)
-                found = 0
-                for w in range(words):
-                    word = _bits(keys, w)
-                    offers[w, offering] = word
-                    found += vectors.ones(word)
-                    while word:
-                        i = w * _WORD + vectors.lowest(word)
-                        if spikes:
-                            vectors.add_bytes_to_shorts(table_at + 2 * i * room, given_at, room)
-                        offered[i] += 1
-                        word &= word - np.uint64(1)
-                values[offering] = spikes
-                offering += found > 0 and spikes > 0
-                result[TABLE] += found * spikes
-                result[MESSAGES] += found + spikes
-            queriers = 0
-            for n in range(tokens):
-                if not gate[t, b, n]:
-                    continue
-                queries = q[t, b, n, h]
-                out_at = np.int64(out[t, b, n, h].ctypes.data)
-                for w in range(words):
-                    word = _bits(queries, w)
-                    asks[w, queriers] = word
-                    result[MESSAGES] += vectors.ones(word)
-                    while word:
-                        i = w * _WORD + vectors.lowest(word)
-                        if out.itemsize == 2:
-                            vectors.add_shorts(out_at, table_at + 2 * i * room, room)
-                        else:
-                            vectors.add_shorts_to_ints(out_at, table_at + 2 * i * room, room)
-                        asking[i] += 1
-                        word &= word - np.uint64(1)
-                queriers += 1
-            if count:
-                result[SCORE_READS] += _reads(
-                    asks[:, :queriers], offers[:, :offering], values[:offering], reads[:queriers]
-                )
-                for i in range(room):
-                    if asking[i]:
-                        result[SCORES] += asking[i] * offered[i]
-                        result[TABLE_READS] += asking[i] * _filled(table[i])
+                if count:
+                    filled[t, b, n] = vectors.filled_shorts(made_at + 2 * n * width, width)
+                done = 0
+                while done < width:
+                    tile = 64 if done + 64 <= width else 16
+                    place = n * width + done
+                    news = fire(
+                        2, tile, made_at + 2 * place, ACTIVATION_SHIFT, halving, threshold,
+                        bias_at + 4 * done, voltage_at + 4 * place, spikes_at + first + place,
+                    )  # fmt: skip
+                    found[t, b, n] += news & 0xFF
+                    quiet += (news >> IDLE_SHIFT) & 0xFF
+                    clipped += news >> SATURATED_SHIFT
+                    done += tile
+        idle[b] = quiet
+        saturated[b] = clipped
 
 
 @numba.njit(cache=True)
-def _bits(spikes, word):
+def _scratch(tokens, room):
+    """Table; how often each entry is offered; v spikes and k spikes of tokens that have both; for
+    each entry a bit for each token that asks for it; the tokens that are open."""
+    words, groups = (room + _WORD - 1) // _WORD, (tokens + _GROUP - 1) // _GROUP
+    return (
+        np.zeros((room, room), np.int16),
+        np.zeros(room, np.int64),
+        np.zeros(tokens, np.int64),
+        np.zeros((words, tokens), np.uint64),
+        np.zeros((room, groups), np.uint64),
+        np.zeros(tokens, np.int64),
+    )
+
+
+@numba.njit(cache=True)
+def _attend_once(q_at, k_at, v_at, gate, sizes, count, out_at, size, scratch, result):
+    """One step of one image; `out_at` is the address of zeros."""
+    tokens, heads, room = sizes
+    table, offered, values, offers, askers, who = scratch
+    words, there = len(offers), 0
+    for n in range(tokens):
+        who[there] = n
+        there += gate[n]
+    table_at = np.int64(table.ctypes.data)
+    for h in range(heads):
+        table[:] = 0
+        offered[:] = 0
+        askers[:] = 0
+        offering = 0
+        for n in who[:there]:
+            row = (n * heads + h) * room
+            given_at = v_at + row
+            spikes = _spikes(given_at, room)
+            found = 0
+            for w in range(words):
+                word = _bits(k_at + row, room, w)
+                offers[w, offering] = word
+                found += vectors.ones(word)
+                while word:
+                    i = w * _WORD + vectors.lowest(word)
+                    if spikes:
+                        vectors.add_bytes_to_shorts(table_at + 2 * i * room, given_at, room)
+                    offered[i] += 1
+                    word &= word - np.uint64(1)
+            values[offering] = spikes
+            offering += found > 0 and spikes > 0
+            result[TABLE] += found * spikes
+            result[MESSAGES] += found + spikes
+        for n in who[:there]:
+            row = (n * heads + h) * room
+            for w in range(words):
+                word = _bits(q_at + row, room, w)
+                result[MESSAGES] += vectors.ones(word)
+                while word:
+                    i = w * _WORD + vectors.lowest(word)
+                    entry_at = table_at + 2 * i * room
+                    if size == 2:
+                        vectors.add_shorts(out_at + size * row, entry_at, room)
+                    else:
+                        vectors.add_shorts_to_ints(out_at + size * row, entry_at, room)
+                    askers[i, n // _GROUP] |= np.uint64(1) << np.uint64(n % _GROUP)
+                    word &= word - np.uint64(1)
+        if count:
+            for m in range(offering):
+                result[SCORE_READS] += values[m] * _readers(offers, m, askers)
+            for i in range(room):
+                asking = _tokens(askers, i)
+                if asking:
+                    result[SCORES] += asking * offered[i]
+                    entries = vectors.filled_shorts(table_at + 2 * i * room, room)
+                    result[TABLE_READS] += asking * entries
+
+
+@numba.njit(cache=True)
+def _bits(address, length, word):
     """The `word`-th 32 spikes of a row as bits."""
-    first = word * _WORD
-    at = np.int64(spikes.ctypes.data) + first
-    left = len(spikes) - first
+    at, left = address + word * _WORD, length - word * _WORD
     if left >= _WORD:
         return vectors.bits_of_32(at)
     bits = np.uint64(0)
@@ -150,10 +300,10 @@ def _bits(spikes, word):
 
 
 @numba.njit(cache=True)
-def _spikes(row):
+def _spikes(address, length):
     found = 0
-    for w in range((len(row) + _WORD - 1) // _WORD):
-        found += vectors.ones(_bits(row, w))
+    for w in range((length + _WORD - 1) // _WORD):
+        found += vectors.ones(_bits(address, length, w))
     return found
 
 
@@ -166,25 +316,23 @@ def _filled(row):
 
 
 @numba.njit(cache=True)
-def _reads(asks, offers, values, reads):
-    """How often a v spike is read, by a score that is not 0."""
-    reads[:] = 0
-    for m in range(len(values)):
-        if len(asks) == 1:
-            _meet(asks[0], offers[0, m], values[m], reads)
-            continue
-        for n in range(len(reads)):
-            met = np.uint32(0)
-            for w in range(len(asks)):
-                met |= asks[w, n] & offers[w, m]
-            reads[n] += values[m] if met != 0 else np.int32(0)
-    total = np.int64(0)
-    for n in range(len(reads)):
-        total += reads[n]
-    return total
+def _readers(offers, m, askers):
+    """How many tokens ask for anything that the `m`-th one offers."""
+    found = np.int64(0)
+    for group in range(askers.shape[1]):
+        met = np.uint64(0)
+        for w in range(len(offers)):
+            word = offers[w, m]
+            while word:
+                met |= askers[w * _WORD + vectors.lowest(word), group]
+                word &= word - np.uint64(1)
+        found += vectors.ones(met)
+    return found
 
 
 @numba.njit(cache=True)
-def _meet(asks, offer, value, reads):
-    for n in range(len(reads)):
-        reads[n] += value if (asks[n] & offer) != 0 else np.int32(0)
+def _tokens(askers, i):
+    found = np.int64(0)
+    for group in range(askers.shape[1]):
+        found += vectors.ones(askers[i, group])
+    return found

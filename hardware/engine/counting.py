@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from hardware.engine.rows import Array
 from hardware.engine.shared import Shared
-from hardware.engine.tally import RowArray, sum_over_time
+from hardware.engine.tally import Sent, sum_weighted_rows
 from hardware.events import NodeCounter, PerImage
 
 
@@ -49,45 +49,44 @@ def weigh(
         traffic: how values above 1 count.
         gate: bool [G, B, R]: what closed rows hold is not sent.
     """
-    arriving = _messages(shared, values, gate)
-    sops = _meeting(arriving, fan_out)
-    macs, unrolled = np.zeros_like(sops), sops
-    if values.dtype != np.bool_:
-        counts = shared.counts(values, traffic.unit)
-        unrolled = _meeting(_over_time(counts.unrolled, gate), fan_out)
-        if traffic.pixels:
-            macs = sops
-        elif traffic.multiplied:
-            macs = _meeting(_over_time(counts.graded, gate), fan_out)
-    counter.add("messages", repeat * arriving.sum(axis=1, dtype=np.int64))
-    counter.add("sops", repeat * sops)
-    counter.add("acs", repeat * (sops - macs))
-    counter.add("macs", repeat * macs)
-    counter.add("unrolled_acs", repeat * unrolled)
-
-
-def _messages(shared: Shared, values: Array, gate: npt.NDArray[np.bool_] | None) -> RowArray:
-    """Messages of each open row over time, int32 [B, R]."""
-    if gate is None:
-        return shared.messages_over_time(values)
-    return _over_time(shared.messages(values), gate)
-
-
-def _over_time(counts: RowArray, gate: npt.NDArray[np.bool_] | None) -> RowArray:
-    """Sum over time of counts [S, B, R] of open rows, int32 [B, R]."""
-    return sum_over_time(counts if gate is None else counts * gate)
-
-
-def _meeting(counts: RowArray, fan_out: npt.NDArray[np.int64] | int) -> PerImage:
-    """Synapses that messages [B, R] meet, int64 [B]."""
     if isinstance(fan_out, int):
-        return counts.sum(axis=1, dtype=np.int64) * fan_out
-    return counts @ fan_out
+        sent = shared.sent(values, traffic.unit, gate)
+        _add(counter, sent.messages, sent.times(fan_out), repeat, traffic)
+    else:
+        counts = shared.counts(values, traffic.unit)
+        total, met = sum_weighted_rows(counts.messages, gate, fan_out)
+        others = [
+            None if part is None else sum_weighted_rows(part, gate, fan_out)[1]
+            for part in (counts.unrolled, counts.graded)
+        ]
+        _add(counter, total, Sent(met, *others), repeat, traffic)
+
+
+def weigh_sent(counter: NodeCounter, sent: Sent, repeat: int, traffic: Traffic) -> None:
+    """As `weigh`, of messages that are known, each of which meets one synapse."""
+    _add(counter, sent.messages, sent, repeat, traffic)
+
+
+def _add(
+    counter: NodeCounter, messages: PerImage, synapses: Sent, repeat: int, traffic: Traffic
+) -> None:
+    """Count messages and the synapses that they meet."""
+    sops, macs = repeat * synapses.messages, 0
+    if synapses.graded is not None and traffic.pixels:
+        macs = sops
+    elif synapses.graded is not None and traffic.multiplied:
+        macs = repeat * synapses.graded
+    counter.add("messages", repeat * messages)
+    counter.add("sops", sops)
+    counter.add("acs", sops - macs)
+    counter.add("macs", macs)
+    unrolled = sops if synapses.unrolled is None else repeat * synapses.unrolled
+    counter.add("unrolled_acs", unrolled)
 
 
 def messages(shared: Shared, values: Array) -> PerImage:
     """Values of [S, B, ...] that are not 0, per image, int64 [B]."""
-    return shared.messages_over_time(values).sum(axis=1, dtype=np.int64)
+    return shared.total(values)
 
 
 def nonzero(values: Array) -> PerImage:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from atsnn.fixed_point import ACTIVATION_SHIFT
 from export.graph import (
     LIF,
     Add,
@@ -26,15 +27,18 @@ from export.graph import (
     Reshape,
 )
 from hardware.engine import coincidence, counting, kernels
-from hardware.engine.addition import add_rows, integers_for, sum_rows
-from hardware.engine.coincidence import attend
+from hardware.engine.addition import add_rows, integers_for, join_rows, sum_rows, sum_sized_rows
+from hardware.engine.coincidence import attend, attend_and_fire, can_fire
 from hardware.engine.executor import Executor, Inputs, Outputs
 from hardware.engine.layers import SynapseExecutor
-from hardware.engine.neurons import Neurons
+from hardware.engine.merging import Matches, Reduction, match_tokens
+from hardware.engine.neurons import HALVING, Neurons
 from hardware.engine.plan import Plan
 from hardware.engine.pooling import pool_spikes
 from hardware.engine.rows import as_rows, from_rows
 from hardware.engine.shared import Shared
+from hardware.engine.synapses import can_fuse
+from hardware.engine.tally import RowCounts, of_spikes, sent_rows
 from hardware.errors import EngineError
 from hardware.events import SCORES_FIRST, TABLE_FIRST, AttentionOrder, NodeCounter
 
@@ -102,8 +106,10 @@ class OrPoolExecutor(Executor):
 
     def _spikes(self, maps: Array) -> Array:
         last = np.ascontiguousarray(np.moveaxis(maps, 2, -1))
-        out = pool_spikes(last.reshape(-1, *last.shape[2:]), *self.window)
-        return np.moveaxis(out.reshape(*last.shape[:2], *out.shape[1:]), -1, 2)
+        pooled, found = pool_spikes(last.reshape(-1, *last.shape[2:]), *self.window)
+        out = np.moveaxis(pooled.reshape(*last.shape[:2], *pooled.shape[1:]), -1, 2)
+        self.shared.keep_counts(out, of_spikes(found.reshape(*last.shape[:2], -1)))
+        return out
 
     def _largest(self, maps: Array) -> Array:
         out = kernels.or_pool(maps.reshape(-1, *maps.shape[2:]), *self.window)
@@ -119,7 +125,23 @@ class ReshapeExecutor(Executor):
         (maps,) = inputs["in"]
         if self.to == "flatten":
             return {"out": maps.reshape(*maps.shape[:2], -1)}
-        return {"out": as_rows(maps)}
+        out = as_rows(maps)
+        if counter:
+            self.shared.same_rows(maps, out)
+        return {"out": out}
+
+
+class HoldExecutor(Executor):
+    """A relay per element: takes a message at the first step and sends it at every step."""
+
+    def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
+        first = inputs["in"][0][:1]
+        if counter:
+            arrived = counting.messages(self.shared, first)
+            for name in ("messages", "sops", "acs", "unrolled_acs"):
+                counter.add(name, arrived)
+            self.count_relays(counter, first, self.plan.graph.steps)
+        return {"out": first if steps == 1 else np.repeat(first, steps, axis=0)}
 
 
 class AddExecutor(Executor):
@@ -128,16 +150,46 @@ class AddExecutor(Executor):
         self.shifts = node.shifts
         self.shape = plan.shapes[node.name, "out"]
         self.dtype = integers_for(plan.bounds[node.name, "out"])
+        self.unit = plan.units[node.name]
+        self.overwritten: int | None = None
+        """Place among the addends of one that nobody reads after this node."""
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
-        addends = [as_rows(value) for value in inputs["in"]]
-        total = from_rows(add_rows(addends, self.shifts, self.dtype), self.shape)
+        addends = inputs["in"]
         if counter:
-            self.shared.counts(total, self.plan.units[self.node_name])  # what all its readers want
-            for value, traffic in zip(inputs["in"], self.traffic("in", False), strict=True):
+            for value, traffic in zip(addends, self.traffic("in", False), strict=True):
                 counting.weigh(counter, self.shared, value, 1, steps // len(value), traffic)
+        if self._can_join(addends):
+            sums, counts = self._join(addends, counter is not None)
+        else:
+            rows = [as_rows(value) for value in addends]
+            sums, counts = add_rows(rows, self.shifts, self.dtype, self.unit if counter else None)
+        total = from_rows(sums, self.shape)
+        if counter and counts is not None:
+            self.shared.keep_counts(total, counts, self.unit)
             self.count_relays(counter, total, steps // len(total))
         return {"out": total}
+
+    def _can_join(self, addends: Sequence[Array]) -> bool:
+        """Whether spikes can be added where the stream is."""
+        if self.overwritten is None or len(addends) != 2 or self.shifts[self.overwritten]:
+            return False
+        stream, spikes = addends[self.overwritten], addends[1 - self.overwritten]
+        return (
+            stream.ndim == 4
+            and stream.shape == spikes.shape
+            and stream.dtype == self.dtype
+            and spikes.dtype == np.bool_
+        )
+
+    def _join(self, addends: Sequence[Array], count: bool) -> tuple[Array, RowCounts | None]:
+        assert self.overwritten is not None
+        stream, spikes = addends[self.overwritten], addends[1 - self.overwritten]
+        counts = self.shared.counts(stream, self.unit) if count else None
+        found = self.shared.messages(spikes)
+        sums = stream.view()  # another array, so that what was known of the old values is forgotten
+        shift = self.shifts[1 - self.overwritten]
+        return sums, join_rows(sums, spikes, shift, found, counts, self.unit)
 
 
 class AttentionExecutor(Executor):
@@ -148,23 +200,97 @@ class AttentionExecutor(Executor):
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         queries, keys, values = (inputs[port][0] for port in ("q", "k", "v"))
         gate = inputs["gate"][0] if inputs.get("gate") else None
-        out, events = attend(queries, keys, values, gate, self.heads, counter is not None)
+        out, events, messages = attend(queries, keys, values, gate, self.heads, counter is not None)
         if counter:
-            counter.add("messages", events[:, coincidence.MESSAGES])
-            for name, additions, reads in _ORDERS:
-                counter.add_order(name, AttentionOrder(events[:, additions], events[:, reads]))
-            self._count_neurons(out, gate, steps // len(out), counter)
+            self.count(events, messages, out.shape, gate, counter)
         return {"out": out}
 
-    def _count_neurons(
-        self, out: Array, gate: Array | None, repeat: int, counter: NodeCounter
+    def count(
+        self,
+        events: Array,
+        filled: Array,
+        shape: tuple[int, ...],
+        gate: Array | None,
+        counter: NodeCounter,
     ) -> None:
+        """Count the events of `Attended`; the values are of `shape` [T, B, N, D]."""
+        counter.add("messages", events[:, coincidence.MESSAGES])
+        for name, additions, reads in _ORDERS:
+            counter.add_order(name, AttentionOrder(events[:, additions], events[:, reads]))
+        steps, _, tokens, channels = shape
         gated = 0
         if gate is not None:
-            gated = counting.nonzero(~gate) * out.shape[-1] * repeat
-        self.count_relays(counter, out, repeat)
-        counter.add("updates_idle", -gated)
+            gated = self.shared.closed(gate) * channels * (steps // len(gate))
+        active = filled.sum(axis=(0, 2), dtype=np.int64)
+        counter.add("updates_active", active)
+        counter.add("updates_idle", steps * tokens * channels - active - gated)
         counter.add("updates_gated", gated)
+
+
+class SpikingAttentionExecutor(AttentionExecutor):
+    """Attention together with the LIF neurons behind it, from the first step to the last."""
+
+    def __init__(self, node: Attention, neurons: LIF, plan: Plan) -> None:
+        super().__init__(node, plan)
+        assert neurons.constants is not None  # see `fusible_attention`
+        constants = neurons.constants
+        channels = plan.shapes[node.name, "out"][1]
+        self.bias = np.ascontiguousarray(np.broadcast_to(constants.bias, channels), np.int32)
+        self.halving = int(constants.dv == HALVING)
+        self.threshold = constants.threshold << ACTIVATION_SHIFT
+        self.begin()
+
+    def begin(self) -> None:
+        self.wraps, self.saturations = 0, 0  # without current memory nothing wraps
+
+    def run(
+        self,
+        inputs: Inputs,
+        steps: int,
+        counter: NodeCounter | None,
+        neuron_counter: NodeCounter | None,
+    ) -> Outputs:
+        """As `advance`, with a counter for each of the two nodes."""
+        queries, keys, values = (
+            np.broadcast_to(inputs[p][0], (steps, *inputs[p][0].shape[1:])) for p in ("q", "k", "v")
+        )
+        gate = inputs["gate"][0] if inputs.get("gate") else None
+        fired = attend_and_fire(
+            queries, keys, values, gate, self.heads, counter is not None,
+            self.bias, self.halving, self.threshold,
+        )  # fmt: skip
+        self.saturations += fired.saturations
+        self.shared.keep_counts(fired.spikes, of_spikes(fired.found))
+        if counter and neuron_counter:
+            shape = fired.spikes.shape
+            self.count(fired.events, fired.messages, shape, gate, counter)
+            size, gated = int(np.prod(shape[2:])), 0
+            if gate is not None:
+                gated = self.shared.closed(gate) * shape[3] * (steps // len(gate))
+            neuron_counter.add("updates_gated", gated)
+            neuron_counter.add("updates_idle", fired.idle)
+            neuron_counter.add("updates_active", steps * size - gated - fired.idle)
+            neuron_counter.add("spikes", counting.messages(self.shared, fired.spikes))
+        return {"out": fired.spikes}
+
+
+def fusible_attention(plan: Plan, node: Attention) -> LIF | None:
+    """The LIF node that can fire as soon as this node's sums are there, if there is one."""
+    users = plan.users(node.name)
+    if len(users) != 1 or users[0].lag:
+        return None
+    neurons = plan.graph[users[0].target]
+    if not isinstance(neurons, LIF) or neurons.constants is None:
+        return None
+    own = plan.attention_gates.get(node.name)
+    gates = [(edge.source, edge.source_port) for edge in plan.edges(neurons.name, "gate")]
+    alone = len(plan.edges(neurons.name, "in")) == 1
+    tokens, channels = plan.shapes[node.name, "out"]
+    fits = can_fire(tokens, channels, node.heads)
+    current_fits = can_fuse(neurons.constants, plan.bounds[node.name, "out"])
+    if alone and gates == ([own] if own else []) and fits and current_fits:
+        return neurons
+    return None
 
 
 class HaltingScoreExecutor(Executor):
@@ -236,20 +362,24 @@ class MergeExecutor(Executor):
     def __init__(self, node: Merge, plan: Plan) -> None:
         super().__init__(node, plan)
         self.node = node
+        self.largest = plan.bound_into(node.name, self.compared_port).magnitude
+
+    @property
+    def compared_port(self) -> str:
+        return "keys" if self.node.similarity == "keys" else "x"
 
     def start(self, images: int, shared: Shared) -> None:
         super().start(images, shared)
-        self.reduction: kernels.Reduction | None = None
+        self.reduction: Reduction | None = None
 
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         stream, gate = inputs["x"][0], inputs["gate"][0]
         if self.reduction is None:
             self.reduction = self._assign(inputs, counter)
         reduction = self.reduction
-        stream = np.broadcast_to(stream, (steps, *stream.shape[1:]))
         out = reduction(stream)
         if counter:
-            self._count_combining(stream, out, counter)
+            self._count_combining(stream, out, steps // len(stream), counter)
         latched = (steps, *reduction.size.shape)
         return {
             "out": out,
@@ -258,53 +388,44 @@ class MergeExecutor(Executor):
             "size": np.broadcast_to(reduction.size, latched),
         }
 
-    def _assign(self, inputs: Inputs, counter: NodeCounter | None) -> kernels.Reduction:
-        stream, gate = inputs["x"][0], inputs["gate"][0]
-        compared = inputs["keys"][0] if self.node.similarity == "keys" else stream
-        if self.node.assignment == "first":
-            compared = compared[:1]
-        eligible = gate[0].astype(np.bool_)
+    def _assign(self, inputs: Inputs, counter: NodeCounter | None) -> Reduction:
+        eligible = inputs["gate"][0][0].astype(np.bool_)
         alive = np.ones_like(eligible)
         if inputs.get("alive"):
             alive = inputs["alive"][0][0].astype(np.bool_)
         size = np.ones(eligible.shape, np.int64)
         if inputs.get("size"):
             size = inputs["size"][0][0].astype(np.int64)
-        vectors = compared.astype(np.float64)
-        even, odd = vectors[:, :, 0::2], vectors[:, :, 1::2]
-        norms = (vectors**2).sum(axis=(0, 3))
-        eligible = eligible & alive & (norms > 0)
-        partner = kernels.matches(
-            (even @ np.swapaxes(odd, -1, -2)).sum(axis=0),
-            norms[:, 0::2],
-            norms[:, 1::2],
-            eligible[:, 0::2],
-            eligible[:, 1::2],
-            self.node.count,
-            self.node.minimum_similarity,
+        values = inputs[self.compared_port][0]
+        seen = values[:1] if self.node.assignment == "first" else values
+        found = match_tokens(
+            seen, eligible & alive, self.node.count, self.node.minimum_similarity, self.largest
         )
         if counter:
-            self._count_similarities(compared, eligible, counter)
-            counter.add("merges", (partner >= 0).sum(axis=1))
-        return kernels.Reduction(partner, size, alive, self.node.combine)
+            self._count_similarities(values, len(seen), found, counter)
+        return Reduction(found.partner, size, alive, self.node.combine)
 
-    def _count_similarities(self, compared: Array, eligible: Array, counter: NodeCounter) -> None:
-        elements = self.shared.messages(compared).sum(axis=0) * eligible
-        partners = eligible[:, 1::2].sum(axis=1)
+    def _count_similarities(
+        self, values: Array, steps: int, found: Matches, counter: NodeCounter
+    ) -> None:
+        """Of the first `steps` of the values that are compared."""
+        elements = self.shared.messages(values)[:steps].sum(axis=0) * found.compared
+        partners = found.compared[:, 1::2].sum(axis=1)
         products = elements.sum(axis=1) + elements[:, 0::2].sum(axis=1) * partners
         counter.add("messages", elements.sum(axis=1))
         _add_macs(counter, products)
+        counter.add("merges", (found.partner >= 0).sum(axis=1))
 
-    def _count_combining(self, stream: Array, out: Array, counter: NodeCounter) -> None:
+    def _count_combining(
+        self, stream: Array, out: Array, repeat: int, counter: NodeCounter
+    ) -> None:
         assert self.reduction is not None
-        reduction = self.reduction
-        involved = np.zeros(reduction.size.shape, np.bool_)
-        involved[reduction.image, reduction.giver] = True
-        involved[reduction.image, reduction.taker] = True
-        elements = (self.shared.messages(stream) * involved).sum(axis=(0, 2))
-        counter.add("messages", elements)
-        _add_macs(counter, elements)
-        self.count_relays(counter, out, 1)
+        self.shared.counts(out, self.plan.units[self.node_name])  # what its readers want
+        elements = self.shared.messages_over_time(stream) * self.reduction.involved
+        sent = repeat * elements.sum(axis=1, dtype=np.int64)
+        counter.add("messages", sent)
+        _add_macs(counter, sent)
+        self.count_relays(counter, out, repeat)
 
 
 class ReadoutExecutor(Executor):
@@ -321,13 +442,16 @@ class ReadoutExecutor(Executor):
     def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
         (stream,) = inputs["x"]
         sized = bool(inputs.get("size"))
-        if sized:
-            stream = stream.astype(np.int32) * inputs["size"][0][..., None].astype(np.int32)
         repeat = steps // len(stream)
-        self.total += repeat * sum_rows(as_rows(stream))
-        if counter:
-            (traffic,) = self.traffic("x", sized)
-            counting.weigh(counter, self.shared, stream, 1, repeat, traffic)
+        (traffic,) = self.traffic("x", sized)
+        if sized:
+            total, counts = sum_sized_rows(as_rows(stream), inputs["size"][0], traffic.unit)
+        else:
+            total = sum_rows(as_rows(stream))
+            counts = self.shared.counts(stream, traffic.unit) if counter else None
+        self.total += repeat * total
+        if counter and counts is not None:
+            counting.weigh_sent(counter, sent_rows(counts, None), repeat, traffic)
             counter.add("updates_active", steps * self.weight.shape[1])
         return {}
 
@@ -367,6 +491,7 @@ EXECUTORS: dict[str, Callable[[Any, Plan], Executor]] = {
     "LIF": LIFExecutor,
     "OrPool": OrPoolExecutor,
     "Reshape": ReshapeExecutor,
+    "Hold": HoldExecutor,
     "Add": AddExecutor,
     "Attention": AttentionExecutor,
     "HaltingScore": HaltingScoreExecutor,

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from atsnn.fixed_point import ACTIVATION_SHIFT, DECAY_UNITY, STATE_LIMIT
-from hardware.engine.gathering import IDLE_SHIFT, SATURATED_SHIFT, fire
+from hardware.engine.neuron_tiles import IDLE_SHIFT, SATURATED_SHIFT, fire
 
 SATURATED, IDLE, GATED, WRAPPED = range(4)
 """Columns of the counts that `fire_short` and `fire_full` fill."""

@@ -18,9 +18,9 @@ from export.graph import (
 from hardware.engine import counting, kernels
 from hardware.engine.dense import DenseSynapses, as_bytes, can_be_bytes, dense_is_faster
 from hardware.engine.executor import Executor, Inputs, Outputs
-from hardware.engine.gathering import has_dot_products
 from hardware.engine.lists import EventLists
 from hardware.engine.plan import Plan
+from hardware.engine.products import has_dot_products
 from hardware.engine.rows import as_rows, from_rows, line_width
 from hardware.engine.synapses import (
     FiringResult,
@@ -136,9 +136,8 @@ class SpikingSynapseExecutor(SynapseExecutor):
             self.count(values, gate, steps, counter)
             gated: PerImage | int = 0
             if gate is not None:
-                gated = (
-                    counting.nonzero(~gate) * self.spiking.synapses.outputs * (steps // len(gate))
-                )
+                closed = self.shared.closed(gate)
+                gated = closed * self.spiking.synapses.outputs * (steps // len(gate))
             neuron_counter.add("updates_gated", gated)
             neuron_counter.add("updates_idle", fired.idle)
             neuron_counter.add("updates_active", steps * self.size - gated - fired.idle)

@@ -14,6 +14,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from hardware.engine import buffers
 from hardware.engine.plan import Interval
 from hardware.engine.vectors import list_eight_bytes, list_eight_shorts, places_of_bits
 
@@ -71,11 +72,11 @@ def list_events(
     closed = np.zeros((0, images, count), np.bool_) if gate is None else gate
     if steps == 1 and len(closed) > 1:
         closed = closed.any(axis=0, keepdims=True)  # what stands still is listed once for all steps
-    starts = np.empty((steps, images, count + 1), np.int32)
+    starts = buffers.empty((steps, images, count + 1), np.int32)
     unrolled = are_unrolled(values, shift)
     if room is None:
         room = count * rows.shape[3] * (values.high >> shift if unrolled else 1)
-    index = np.empty((steps, images, room + _SPARE), np.int32)
+    index = buffers.empty((steps, images, room + _SPARE), np.int32)
     value = np.empty((steps, images, 0), np.int32)
     rows = np.ascontiguousarray(rows)
     if rows.dtype == np.bool_:
@@ -84,7 +85,7 @@ def list_events(
         shorts = rows.astype(np.int16, copy=False)
         _list_repeats(shorts, width, closed, shift, _PLACES, index, starts)
     else:
-        value = np.empty_like(index)
+        value = buffers.empty(index.shape, np.int32)
         _list_values(rows, width, closed, shift, index, value, starts)
     return EventLists(index, value, starts)
 

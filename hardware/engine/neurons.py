@@ -13,6 +13,7 @@ from atsnn.fixed_point import (
     DECAY_UNITY,
     NeuronConstants,
 )
+from hardware.engine import buffers
 from hardware.engine.firing import (
     GATED,
     IDLE,
@@ -77,7 +78,7 @@ class Neurons:
 
     def start(self, images: int) -> None:
         """Zero state for so many images."""
-        self.voltage = np.zeros((images, *self.rows), np.int32)
+        self.voltage = buffers.zeros((images, *self.rows), np.int32)
         self.current = np.zeros((0 if self.short else images, *self.rows), np.int32)
 
     def advance(
@@ -99,7 +100,7 @@ class Neurons:
         if arriving.dtype != np.int16:
             arriving = arriving.astype(np.int32, copy=False)
         gates = np.zeros((0, images, self.rows[0]), np.bool_) if gate is None else gate
-        spikes = np.empty((steps, images, *self.rows), np.bool_)
+        spikes = buffers.empty((steps, images, *self.rows), np.bool_)
         counts = np.zeros((images, self.rows[0], 4), np.int64)
         self._fire(arriving, np.ascontiguousarray(gates), count_idle, spikes, counts)
         self.current_wraps += int(counts[..., WRAPPED].sum())

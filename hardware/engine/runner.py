@@ -8,21 +8,42 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from atsnn.fixed_point import pixels_to_integers
+from atsnn.fixed_point import SCORE_UNITY, pixels_to_integers
 from atsnn.threads import KERNELS
-from export.graph import LIF, Conv, Gate, Graph, Input, Linear, Node, OrPool, Output, Readout
+from export.graph import (
+    LIF,
+    Add,
+    Attention,
+    Conv,
+    Gate,
+    Graph,
+    Hold,
+    Input,
+    Linear,
+    Merge,
+    Node,
+    OrPool,
+    Output,
+    Readout,
+    Selection,
+)
+from hardware.engine import buffers
+from hardware.engine.buffers import Buffers
 from hardware.engine.executors import (
     EXECUTORS,
+    AddExecutor,
     Executor,
     LIFExecutor,
     OutputExecutor,
     ReadoutExecutor,
+    SpikingAttentionExecutor,
+    fusible_attention,
 )
 from hardware.engine.layers import SpikingSynapseExecutor, fusible
 from hardware.engine.plan import Plan, Port, dense_macs, image_axis, make_plan
@@ -33,16 +54,18 @@ from hardware.events import NodeCounter, NodeLabel, collect
 
 Record = Literal["none", "spikes", "all"] | Collection[str]
 Array = npt.NDArray
+Masks = Mapping[str, npt.NDArray]
 LOGITS = "logits"
 
-_BATCH_BYTES = 16 * 2**20
-_LARGEST_BATCH = 256
+_BATCH_BYTES = 64 * 2**20
+_LARGEST_BATCH = 512
 
 
 def run(
     graph: Graph,
     images: npt.NDArray[np.uint8],
     *,
+    selection: Masks | None = None,
     record: Record = "spikes",
     count_events: bool = True,
     batch: int | None = None,
@@ -54,18 +77,21 @@ def run(
         graph: a quantised graph.
         images: raw 8-bit pixels, uint8 [B, *input shape]; the engine keeps the upper `Input.bits`.
             A graph whose input has 1 bit also takes events, [T, B, *input shape] of 0 and 1.
+        selection: of each Selection node the tokens that are processed, 0 or 1 [B, N].
         record: what `EngineResult.trace` holds: "spikes" (LIF, OrPool and Gate nodes, and logits),
             "all" (every node; other outputs of a Merge as "name:gate", "name:alive", "name:size"),
             "none" (logits only), or the names of nodes.
         count_events: False leaves `EngineResult.events` None and saves time.
-        batch: images at a time; by default as many as keep the spikes of a layer near 16 MB.
+        batch: images at a time; by default as many as keep the spikes of a layer near 64 MB.
         progress: called with (images done, images in all) after each batch.
 
     Raises:
         EngineError: the graph is not quantised or holds what the engine cannot run, or the images
-            are of another size or type; the message names both sizes.
+            or masks are of another size or type; the message names both sizes.
     """
-    return _run(Engine(graph), images, record, count_events, batch, progress, keep_packed=False)
+    return _run(
+        Engine(graph), images, selection, record, count_events, batch, progress, keep_packed=False
+    )
 
 
 class Engine:
@@ -81,11 +107,13 @@ class Engine:
         self._plans = {False: make_plan(graph)}
         self._ready: dict[tuple[bool, frozenset[Port]], _Network] = {}
         self._running = threading.Lock()
+        self.buffers = Buffers()
 
     def run(
         self,
         images: npt.NDArray[np.uint8],
         *,
+        selection: Masks | None = None,
         record: Record = "spikes",
         count_events: bool = True,
         batch: int | None = None,
@@ -93,7 +121,9 @@ class Engine:
     ) -> EngineResult:
         """As `hardware.engine.run`. One run at a time: a second thread waits."""
         with self._running:
-            return _run(self, images, record, count_events, batch, progress, keep_packed=True)
+            return _run(
+                self, images, selection, record, count_events, batch, progress, keep_packed=True
+            )
 
     def plan(self, moving: bool) -> Plan:
         """The plan for images that stand still, or for events."""
@@ -112,6 +142,7 @@ class Engine:
 def _run(
     engine: Engine,
     images: Array,
+    selection: Masks | None,
     record: Record,
     count_events: bool,
     batch: int | None,
@@ -122,10 +153,13 @@ def _run(
     plan = engine.plan(moving)
     _check_images(plan, images, moving)
     total = images.shape[1] if moving else len(images)
+    scores = _selection_scores(plan, selection or {}, total)
     if batch is not None and batch < 1:
         raise EngineError(f"batch is {batch}; the engine runs at least 1 image at a time")
     recorded = _recorded_ports(plan, record)
-    size = batch or _batch_size(plan)
+    size = batch or _batch_size(plan, total)
+    # a run of one batch would only hold on to memory that it could give back
+    memory = engine.buffers if keep_packed or size < total else None
     with KERNELS:
         current = _Run(engine.network(moving, recorded), recorded, count_events, total)
     for start in range(0, total, size):
@@ -133,8 +167,9 @@ def _run(
         pixels = images[:, part] if moving else images[None, part]
         if not moving:
             pixels = pixels_to_integers(pixels, plan.input_node.bits)
-        with KERNELS:
-            current.run_batch(pixels, release=not keep_packed and start + size >= total)
+        with KERNELS, buffers.using(memory):
+            chosen = {port: score[:, part] for port, score in scores.items()}
+            current.run_batch(pixels, chosen, release=not keep_packed and start + size >= total)
         if progress:
             progress(min(start + size, total), total)
     return current.result()
@@ -170,28 +205,54 @@ def _check_images(plan: Plan, images: Array, moving: bool) -> None:
         )
 
 
+def _selection_scores(plan: Plan, selection: Masks, images: int) -> dict[Port, Array]:
+    """Scores int32 [1, B, N] of all Selection nodes, from masks of the tokens that are kept."""
+    names = {node.name for node in plan.graph.of_kind(Selection)}
+    if names ^ selection.keys():
+        raise EngineError(
+            f"selection: masks are given for {sorted(selection)}, the graph has Selection nodes "
+            f"{sorted(names)}: give one mask [images, tokens] for each"
+        )
+    scores = {}
+    for name, mask in selection.items():
+        wanted = (images, *plan.shapes[name, "out"])
+        if mask.shape != wanted:
+            raise EngineError(
+                f"selection of {name}: shape {list(mask.shape)}, it needs {list(wanted)} "
+                "(images, tokens)"
+            )
+        scores[name, "out"] = np.where(mask > 0, 0, SCORE_UNITY).astype(np.int32)[None]
+    return scores
+
+
 def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _batch_size(plan: Plan) -> int:
+def _batch_size(plan: Plan, images: int) -> int:
+    """Near what is allowed, and such that all batches are about as large."""
     largest = max(int(np.prod(shape, dtype=int)) for shape in plan.shapes.values())
-    return int(np.clip(_BATCH_BYTES // (largest * plan.graph.steps), 1, _LARGEST_BATCH))
+    allowed = int(np.clip(_BATCH_BYTES // (largest * plan.graph.steps), 1, _LARGEST_BATCH))
+    return -(-images // -(-images // allowed))
+
+
+Fused = SpikingSynapseExecutor | SpikingAttentionExecutor
+"""Runs a LIF node together with the node in front of it."""
 
 
 class _Network:
     """The executors of a plan.
 
     Attributes:
-        nodes: all but the Input.
-        spiking: LIF node -> executor of the synapses in front of it and of itself as one.
-        absorbed: the Conv and Linear nodes that run with the LIF behind them.
+        nodes: all but the Input and Selections.
+        spiking: LIF node -> executor of what is in front of it and of itself as one.
+        absorbed: the nodes that run with the LIF behind them.
         executors: node -> executor, of all that are not absorbed.
     """
 
     def __init__(self, plan: Plan, recorded: Collection[Port]) -> None:
         self.plan = plan
-        self.nodes = [node for node in plan.graph.nodes if not isinstance(node, Input)]
+        self.nodes = [node for node in plan.graph.nodes if not isinstance(node, Input | Selection)]
         self.spiking = self._spiking(recorded)
         self.absorbed = {spiking.node_name for spiking in self.spiking.values()}
         self.executors: dict[str, Executor] = {
@@ -202,18 +263,45 @@ class _Network:
             },
             **self.spiking,
         }
+        self._allow_overwriting(recorded)
 
-    def _spiking(self, recorded: Collection[Port]) -> dict[str, SpikingSynapseExecutor]:
+    def _allow_overwriting(self, recorded: Collection[Port]) -> None:
+        """Tell each Add which of its addends nobody reads after it, if it was made for it alone."""
         if self.plan.graph.feedback:
-            return {}
-        pairs = [(node, fusible(self.plan, node)) for node in self.nodes]
-        return {
-            neurons.name: SpikingSynapseExecutor(node, neurons, self.plan)
-            for node, neurons in pairs
-            if neurons is not None
-            and isinstance(node, Conv | Linear)
-            and (node.name, "out") not in recorded
-        }
+            return
+        place = {node.name: i for i, node in enumerate(self.nodes)}
+        place.update({fused.node_name: place[name] for name, fused in self.spiking.items()})
+        readers: dict[Port, list[str]] = {}
+        for edge in self.plan.graph.edges:
+            readers.setdefault((edge.source, edge.source_port), []).append(edge.target)
+        for node in self.plan.graph.of_kind(Add):
+            executor = self.executors[node.name]
+            assert isinstance(executor, AddExecutor)
+            for which, edge in enumerate(self.plan.edges(node.name, "in")):
+                port = edge.source, edge.source_port
+                others = [place[name] for name in readers[port] if name != node.name]
+                alone = len(others) == len(readers[port]) - 1
+                own_memory = isinstance(self.plan.graph[edge.source], Add | Merge)
+                last = all(other < place[node.name] for other in others)
+                if own_memory and alone and last and port not in recorded:
+                    executor.overwritten = which
+
+    def _spiking(self, recorded: Collection[Port]) -> dict[str, Fused]:
+        found: dict[str, Fused] = {}
+        if self.plan.graph.feedback:
+            return found
+        for node in self.nodes:
+            if (node.name, "out") in recorded:
+                continue
+            if isinstance(node, Conv | Linear):
+                neurons = fusible(self.plan, node)
+                if neurons is not None:
+                    found[neurons.name] = SpikingSynapseExecutor(node, neurons, self.plan)
+            elif isinstance(node, Attention):
+                neurons = fusible_attention(self.plan, node)
+                if neurons is not None:
+                    found[neurons.name] = SpikingAttentionExecutor(node, neurons, self.plan)
+        return found
 
 
 class _Run:
@@ -238,8 +326,10 @@ class _Run:
         for executor in self.executors.values():
             executor.begin()
 
-    def run_batch(self, pixels: Array, release: bool) -> None:
+    def run_batch(self, pixels: Array, chosen: dict[Port, Array], release: bool) -> None:
         """Run one batch, pixels [1 or T, B, *input shape], and keep what was asked for.
+
+        `chosen`: what the Selections bring.
 
         With `release`, each layer frees its packed weights once it has run.
         """
@@ -250,7 +340,8 @@ class _Run:
         counters = {node.name: NodeCounter(pixels.shape[1]) for node in self.nodes}
         parts: dict[str, list[Array]] = {name: [] for name in self.kept.values()}
         passes = self._step_by_step if self.plan.graph.feedback else self._layer_by_layer
-        for values in passes(pixels, counters if self.count_events else {}):
+        given = {(self.plan.input_node.name, "out"): self._first(pixels), **chosen}
+        for values in passes(given, counters if self.count_events else {}):
             for port in self.kept.keys() & values.keys():
                 parts[self.kept[port]].append(values[port])
         for name, pieces in parts.items():
@@ -273,16 +364,21 @@ class _Run:
         return whole.astype(np.uint8) if name in self.gates else whole
 
     def _layer_by_layer(
-        self, pixels: Array, counters: dict[str, NodeCounter]
+        self, given: dict[Port, Array], counters: dict[str, NodeCounter]
     ) -> Iterator[dict[Port, Array]]:
         """Yield each node's outputs, all time steps at once; drop what no later node reads."""
-        values: dict[Port, Array] = {(self.plan.input_node.name, "out"): self._first(pixels)}
+        values = dict(given)
+        if self.plan.input_node.name in self.plan.once:
+            image = (self.plan.input_node.name, "out")
+            values[image] = values[image][:1]
         left = self.uses.copy()
         yield dict(values)
         for node in self.nodes:
             if node.name in self.network.absorbed:
                 continue
-            outputs = self._advance(node, values, {}, self.plan.graph.steps, counters)
+            rests = node.name in self.plan.once and not isinstance(node, Hold)
+            steps = 1 if rests else self.plan.graph.steps
+            outputs = self._advance(node, values, {}, steps, counters)
             if self.release:
                 self.executors[node.name].release()
             yield outputs
@@ -297,15 +393,16 @@ class _Run:
                     values.pop(port, None)
 
     def _step_by_step(
-        self, pixels: Array, counters: dict[str, NodeCounter]
+        self, given: dict[Port, Array], counters: dict[str, NodeCounter]
     ) -> Iterator[dict[Port, Array]]:
         """Yield all outputs of each time step; what stands still is computed at the first."""
         before: dict[Port, Array] = {}
         for t in range(self.plan.graph.steps):
-            pixels_now = self._first(pixels[t % len(pixels)][None])
-            now: dict[Port, Array] = {(self.plan.input_node.name, "out"): pixels_now}
+            now = {port: value[t % len(value)][None] for port, value in given.items()}
             for node in self.nodes:
-                if node.name not in self.plan.static:
+                if t and node.name in self.plan.once:
+                    now[node.name, "out"] = before[node.name, "out"]
+                elif node.name in self.plan.once or node.name not in self.plan.static:
                     now.update(self._advance(node, now, before, 1, counters))
                 elif t == 0:
                     now.update(self._advance(node, now, before, self.plan.graph.steps, counters))
@@ -339,13 +436,14 @@ class _Run:
                 images = now[self.plan.input_node.name, "out"].shape[1]
                 value = np.zeros((1, images, *self.plan.shapes[port]), np.int64)
             inputs.setdefault(edge.target_port, []).append(value)
+        absorbed = spiking.node_name if spiking else node.name
+        if absorbed in self.plan.attention_gates:
+            inputs["gate"] = [now[self.plan.attention_gates[absorbed]]]
         if spiking:
             fired = spiking.run(
                 inputs, steps, counters.get(spiking.node_name), counters.get(node.name)
             )
             return {(node.name, "out"): fired["out"]}
-        if node.name in self.plan.attention_gates:
-            inputs["gate"] = [now[self.plan.attention_gates[node.name]]]
         outputs = self.executors[node.name].advance(inputs, steps, counters.get(node.name))
         return {(node.name, port): value for port, value in outputs.items()}
 
@@ -384,13 +482,13 @@ class _Run:
 
     def _range(self, node: Node) -> LayerRange:
         executor = self.executors[node.name]
-        assert isinstance(executor, LIFExecutor | SpikingSynapseExecutor)
+        assert isinstance(executor, LIFExecutor | SpikingSynapseExecutor | SpikingAttentionExecutor)
         return LayerRange(node.name, node.source, executor.wraps, executor.saturations)
 
 
 def _recorded_ports(plan: Plan, record: Record) -> dict[Port, str]:
     """Which output ports to keep, and under which name."""
-    nodes = [n for n in plan.graph.nodes if not isinstance(n, Readout | Output)]
+    nodes = [n for n in plan.graph.nodes if not isinstance(n, Readout | Output | Selection)]
     ports = {
         (node.name, port): node.name if port == "out" else f"{node.name}:{port}"
         for node in nodes

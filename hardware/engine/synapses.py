@@ -21,18 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from atsnn.fixed_point import ACTIVATION_LIMIT, ACTIVATION_SHIFT, NeuronConstants
-from hardware.engine.gathering import (
-    IDLE_SHIFT,
-    NARROW,
-    PRODUCTS,
-    SATURATED_SHIFT,
-    TILES,
-    WIDE,
-    fire,
-    gather,
-    gather_and_fire,
-)  # fmt: skip
+from hardware.engine import buffers
+from hardware.engine.gathering import NARROW, PRODUCTS, WIDE, gather, gather_and_fire
 from hardware.engine.lists import EventLists
+from hardware.engine.neuron_tiles import IDLE_SHIFT, SATURATED_SHIFT, TILES, fire
 from hardware.engine.neurons import HALVING, NO_CURRENT_MEMORY
 from hardware.engine.plan import Interval
 
@@ -146,7 +138,7 @@ class Synapses:
         """Sums, int32 [S, B, places, O]; those of closed rows are 0."""
         steps, images = events.starts.shape[:2]
         steps = steps if gate is None else max(steps, len(gate))
-        room = np.empty if gate is None else np.zeros  # the kernel passes over closed places
+        room = buffers.empty if gate is None else buffers.zeros  # closed places are passed over
         out = room((steps, images, self.window.places, self.outputs), np.int32)
         _sum(
             events.index, events.value, events.starts, _closed(gate, images), self.packed,
@@ -227,14 +219,13 @@ class SpikingSynapses:
         return result.done()
 
     def room(self, images: int, steps: int, gate: npt.NDArray[np.bool_] | None) -> FiringRoom:
-        """Where a kernel writes what the neurons do; it passes over closed places."""
+        """Where a kernel writes what the neurons do."""
         window = self.synapses.window
         places, blocks = window.places, _blocks(window, images)
-        room = np.empty if gate is None else np.zeros
         return FiringRoom(
             gate=_closed(gate, images),
-            spikes=room((steps, images, places, self.synapses.outputs), np.bool_),
-            found=np.zeros((steps, images, places), np.int32),
+            spikes=buffers.empty((steps, images, places, self.synapses.outputs), np.bool_),
+            found=buffers.zeros((steps, images, places), np.int32),
             idle=np.zeros((images, blocks), np.int64),
             saturated=np.zeros((images, blocks), np.int64),
         )
@@ -284,6 +275,17 @@ def settle(counts, fired, spikes, first, count):
         spikes[first + o] = fired[o]
         found += fired[o]
     return found
+
+
+@numba.njit(cache=True)
+def clear_closed(gate, b, first, last, spikes):
+    """Set the spikes of an image at closed places, of those from `first` to before `last`."""
+    for t in range(len(spikes) if len(gate) else 0):
+        for place in range(first, last):
+            if not gate[t % len(gate), b, place]:
+                row = spikes[t, b, place]
+                for o in range(len(row)):
+                    row[o] = 0
 
 
 @numba.njit(parallel=True, cache=True)
@@ -347,11 +349,13 @@ def _fire(
         sums_at, voltage_at = np.int64(sums.ctypes.data), np.int64(voltage.ctypes.data)
         fired_at = np.int64(fired.ctypes.data)
         quiet = clipped = np.int64(0)
+        bottom = min(top + lines, window.out_height)
+        clear_closed(gate, b, top * window.out_width, bottom * window.out_width, spikes)
         for part in range(tiles):
             first = part * tile
             count = min(tile, outputs - first)
             drive = bias_at + 4 * first
-            for y in range(top, min(top + lines, window.out_height)):
+            for y in range(top, bottom):
                 line, low, rows = _lines_under(window, y)
                 weights = packed_at + (part * window.kernel_height + low) * taps * tile
                 for x in range(window.out_width):

@@ -37,19 +37,21 @@ LANES, LISTED = 32, 8
 
 def _short_counter() -> Any:
     @intrinsic
-    def count_shorts(context, address, length, shift, unit, counts):
+    def count_shorts(context, address, length, shift, unit):
         """Count int16 values: those not 0, the units in their size, those not of one unit.
 
         Args:
             address: of the values.
-            length: a multiple of 32.
+            length: a multiple of 32, below 2^16.
             shift: logarithm of the unit.
             unit: what counts as one; parts of it count as one.
-            counts: address of int32 [3], written.
+
+        Returns:
+            The units, times 2^32, plus 2^16 times the third count, plus the first.
         """
 
         def code(backend, builder, signature, arguments):
-            address, length, shift, unit, counts = arguments
+            address, length, shift, unit = arguments
             shorts, mask = vector(I16, LANES), ir.IntType(LANES)
             shifts, units = (
                 broadcast(builder, builder.trunc(scalar, I16), LANES) for scalar in (shift, unit)
@@ -76,16 +78,46 @@ def _short_counter() -> Any:
             start = [ir.Constant(mask, 0), ir.Constant(mask, 0), *sums]
             messages, several, *sums = repeat(builder, turns, start, body)
             spikes = total(builder, builder.add(sums[0], sums[1]))
-            for place, found in enumerate((messages, spikes, several)):
-                store(builder, found, counts, 4 * place)
-            return backend.get_dummy_value()
+            packed = builder.or_(
+                builder.zext(messages, I64), builder.shl(builder.zext(several, I64), constant(16))
+            )
+            return builder.or_(packed, builder.shl(builder.zext(spikes, I64), constant(32)))
 
-        return types.void(*(types.int64,) * 5), code
+        return types.int64(*(types.int64,) * 4), code
 
     return count_shorts
 
 
 count_shorts = _short_counter()
+
+
+def _spike_adder() -> Any:
+    @intrinsic
+    def add_spikes(context, total, spikes, length, shift):
+        """`total[:] += spikes << shift`, int16 and bytes, a multiple of `LANES` long."""
+
+        def code(backend, builder, signature, arguments):
+            total, spikes, length, shift = arguments
+            shorts = vector(I16, LANES)
+            shifts = broadcast(builder, builder.trunc(shift, I16), LANES)
+
+            def body(k: Any, held: list[Any]) -> list[Any]:
+                at = builder.mul(k, constant(LANES))
+                target = builder.add(total, builder.shl(at, constant(1)))
+                given = load(builder, builder.add(spikes, at), vector(I8, LANES))
+                added = builder.shl(builder.zext(given, shorts), shifts)
+                store(builder, builder.add(load(builder, target, shorts), added), target)
+                return held
+
+            repeat(builder, builder.sdiv(length, constant(LANES)), [], body)
+            return backend.get_dummy_value()
+
+        return types.void(*(types.int64,) * 4), code
+
+    return add_spikes
+
+
+add_spikes = _spike_adder()
 
 
 def _masker(lanes: int) -> Any:
@@ -160,6 +192,62 @@ ADDED_LANES = 8
 add_bytes_to_shorts = _adder(I8, I16, ADDED_LANES)
 add_shorts = _adder(I16, I16, ADDED_LANES)
 add_shorts_to_ints = _adder(I16, I32, ADDED_LANES)
+
+
+def _filled_counter() -> Any:
+    kind = vector(I16, ADDED_LANES)
+
+    @intrinsic
+    def filled_shorts(context, address, length):
+        """How many of some int16 values, a multiple of `ADDED_LANES`, are not 0."""
+
+        def code(backend, builder, signature, arguments):
+            address, length = arguments
+
+            def body(k: Any, held: list[Any]) -> list[Any]:
+                at = builder.add(address, builder.mul(k, constant(2 * ADDED_LANES)))
+                filled = builder.icmp_unsigned("!=", load(builder, at, kind), splat(kind, 0))
+                bits = builder.bitcast(filled, ir.IntType(ADDED_LANES))
+                return [builder.add(held[0], builder.zext(builder.ctpop(bits), I64))]
+
+            turns = builder.sdiv(length, constant(ADDED_LANES))
+            return repeat(builder, turns, [constant(0)], body)[0]
+
+        return types.int64(types.int64, types.int64), code
+
+    return filled_shorts
+
+
+filled_shorts = _filled_counter()
+
+JOINED_LANES = 16
+
+
+def _joiner() -> Any:
+    @intrinsic
+    def join_bytes(context, total, values, length):
+        """`total[:] |= values`, of addresses of bytes, a multiple of `JOINED_LANES` long."""
+
+        def code(backend, builder, signature, arguments):
+            total, values, length = arguments
+            lanes = vector(I8, JOINED_LANES)
+
+            def body(k: Any, held: list[Any]) -> list[Any]:
+                at = builder.mul(k, constant(JOINED_LANES))
+                target = builder.add(total, at)
+                given = load(builder, builder.add(values, at), lanes)
+                store(builder, builder.or_(load(builder, target, lanes), given), target)
+                return held
+
+            repeat(builder, builder.sdiv(length, constant(JOINED_LANES)), [], body)
+            return backend.get_dummy_value()
+
+        return types.void(*(types.int64,) * 3), code
+
+    return join_bytes
+
+
+join_bytes = _joiner()
 
 
 def _lister(element: ir.IntType) -> Any:

@@ -1,14 +1,17 @@
-"""`atsnn-export profiles | place | cores | break-even`."""
+"""`atsnn-export profiles | place | cores | break-even | measure-gpu`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from export.cli import app
+from hardware.gpu import PowerTrace, Window, evaluate
+from hardware.gpu_import import load_measurements
 
 runner = CliRunner()
 
@@ -85,6 +88,7 @@ def test_break_even_is_printed_and_drawn(tmp_path: Path) -> None:
         (("place", "--images", "1", "--picture", "x.bmp"), "a picture ends in .png, .svg, .pdf"),
         (("profiles", "loihi7"), "no profile named 'loihi7'"),
         (("cores", "--gpu-file", "absent.json"), "absent.json: cannot be read"),
+        (("measure-gpu", "--out", "gpu.json"), "needs a file and a name: give --out FILE and --by"),
     ],
 )
 def test_bad_input_ends_in_one_line(arguments: tuple[str, ...], problem: str) -> None:
@@ -94,3 +98,24 @@ def test_bad_input_ends_in_one_line(arguments: tuple[str, ...], problem: str) ->
     assert err.startswith("error: ")
     assert problem in err
     assert err.count("\n") == 1
+
+
+def test_a_gpu_measurement_is_written_for_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The board draws 50 W at rest and 150 W at work, at 100 images a second."""
+    moments = np.arange(0, 300) * 0.1
+    millijoules = 1e3 * (50 * moments + 100 * np.maximum(moments - 10, 0))
+    trace = PowerTrace("board", moments, millijoules, 0 * moments)
+    measured = evaluate(trace, Window(1, 9), [Window(11, 19, 800), Window(20, 28, 800)])
+    monkeypatch.setattr("hardware.gpu.measure_graph", lambda graph, images, batch: measured)
+    monkeypatch.setattr("hardware.gpu.driver_version", lambda: "550.54")
+    path = tmp_path / "gpu.json"
+    code, out, _ = run(
+        "measure-gpu", "--out", str(path), "--by", "A. Person", "--batch", "8", "--batch", "1"
+    )
+    assert code == 0
+    assert "batch 8: 1.5 J per image in all, 1 J without idle power, 100 images/s" in out
+    found = load_measurements(path)
+    assert [entry.batch for entry in found] == [1, 8]
+    assert found[0].provenance.command == "atsnn-export measure-gpu --batch 1 --batch 8"

@@ -210,12 +210,12 @@ class TestBatches:
         assert whole.events.as_json() == split.events.as_json()
 
     def test_large_maps_go_through_a_few_images_at_a_time(self) -> None:
-        """24 maps of 500 x 500 at 2 steps: the spikes of two images would be more than 16 MB."""
+        """80 maps of 500 x 500 at 2 steps: the spikes of two images would be more than 64 MB."""
         s = Sketch()
         s.node(Input("image", "", (1, 500, 500), 4))
-        s.node(Conv("conv", "", s.weights(24, 1, 1, 1), None), in_="image")
-        s.lif("lif", "conv", 900, 24)
-        s.node(Conv("all", "", s.weights(2, 24, 500, 500, largest=2), None), in_="lif")
+        s.node(Conv("conv", "", s.weights(80, 1, 1, 1), None), in_="image")
+        s.lif("lif", "conv", 900, 80)
+        s.node(Conv("all", "", s.weights(2, 80, 500, 500, largest=2), None), in_="lif")
         s.node(Reshape("flat", "", "flatten"), in_="all")
         s.lif("classes", "flat", 900, 2)
         s.node(Output("output", ""), in_="classes")

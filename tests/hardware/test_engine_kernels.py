@@ -14,15 +14,15 @@ from tiny_networks import Adaptive, conv_network, images_for
 from atsnn.fixed_point import ACTIVATION_SHIFT, STATE_LIMIT, NeuronConstants, decay, lif_step
 from hardware.engine import coincidence, run
 from hardware.engine import layers as layer_executors
-from hardware.engine.coincidence import attend
+from hardware.engine.coincidence import attend, attend_and_fire, can_fire
 from hardware.engine.counting import Traffic, messages, weigh
 from hardware.engine.dense import DenseSynapses, as_bytes, can_be_bytes, dense_is_faster
-from hardware.engine.gathering import has_dot_products
 from hardware.engine.kernels import Convolution, or_pool
 from hardware.engine.lists import EventLists, list_events
 from hardware.engine.neurons import Neurons
 from hardware.engine.plan import Interval
 from hardware.engine.pooling import pool_spikes
+from hardware.engine.products import has_dot_products
 from hardware.engine.shared import Shared
 from hardware.engine.synapses import (
     SpikingSynapses,
@@ -311,7 +311,8 @@ class TestPool:
         padding = (kernel[0] // 2, kernel[1] // 2)
         maps = np.random.default_rng(seed).random((2, *size, 3)) < 0.1
         expected = or_pool(maps.transpose(0, 3, 1, 2), kernel, stride, padding)
-        found = pool_spikes(maps, kernel, stride, padding)
+        found, spikes = pool_spikes(maps, kernel, stride, padding)
+        assert np.array_equal(spikes, found.sum(axis=3).reshape(len(maps), -1))
         assert np.array_equal(found.transpose(0, 3, 1, 2), expected)
 
 
@@ -370,7 +371,8 @@ class TestCoincidences:
         rng = np.random.default_rng(seed)
         spikes = np.asarray(rng.random((3, 2, 2, 7, 6 * heads)) < share)
         gate = rng.random((2, 2, 7)) < 0.7
-        out, counts = attend(spikes[0], spikes[1], spikes[2], gate, heads, True)
+        out, counts, messages = attend(spikes[0], spikes[1], spikes[2], gate, heads, True)
+        assert np.array_equal(messages, np.count_nonzero(out, axis=3))
         split = (spikes & gate[..., None]).reshape(3, 2, 2, 7, heads, 6).astype(np.int64)
         q, k, v = split.transpose(0, 1, 2, 4, 3, 5)
         scores, table = q @ k.swapaxes(-1, -2), k.swapaxes(-1, -2) @ v
@@ -383,6 +385,46 @@ class TestCoincidences:
         assert np.array_equal(counts[:, coincidence.SCORE_READS], reads)
         assert np.array_equal(counts[:, coincidence.TABLE], table.sum(axis=over))
         assert np.array_equal(counts[:, coincidence.TABLE_READS], table_reads)
+
+
+class TestFiringAttention:
+    @settings(max_examples=40, deadline=None)
+    @given(
+        seed=seeds,
+        heads=st.sampled_from([1, 2, 4]),
+        gated=st.booleans(),
+        bias=st.sampled_from([0, 90]),
+        halving=st.booleans(),
+    )
+    def test_equals_attention_and_then_its_neurons(
+        self, seed: int, heads: int, gated: bool, bias: int, halving: bool
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        q, k, v = rng.random((3, 4, 2, 7, 32)) < 0.2
+        gate = rng.random((4, 2, 7)) < 0.7 if gated else None
+        dv = 2048 if halving else 0
+        constants = NeuronConstants(4095, dv, 3, np.full(32, bias, np.int32), 0)
+        attended = attend(q, k, v, gate, heads, True)
+        neurons = Neurons(constants, (7, 32), 100)
+        neurons.start(2)
+        alone = neurons.advance(attended.out, gate, 4, count_idle=True)
+        threshold = constants.threshold << ACTIVATION_SHIFT
+        fired = attend_and_fire(q, k, v, gate, heads, True, neurons.bias, int(halving), threshold)
+        assert np.array_equal(fired.spikes, alone.spikes)
+        assert np.array_equal(fired.found, alone.spikes.sum(axis=3))
+        assert np.array_equal(fired.events, attended.events)
+        assert np.array_equal(fired.messages, attended.messages)
+        assert np.array_equal(fired.idle, alone.idle)
+        assert fired.saturations == neurons.voltage_saturations
+
+    @pytest.mark.parametrize(
+        ("tokens", "channels", "heads", "fits"),
+        [(49, 64, 4, True), (49, 64, 16, False), (49, 24, 3, False), (2000, 64, 1, False)],
+    )
+    def test_heads_fill_lanes_and_sums_fit_16_bits(
+        self, tokens: int, channels: int, heads: int, fits: bool
+    ) -> None:
+        assert can_fire(tokens, channels, heads) == fits
 
 
 class TestTally:
@@ -452,10 +494,14 @@ class TestTally:
         assert len(shared) == 0
 
 
-GRAPHS = [Adaptive(merge=2, fraction_bits=3).build(), conv_network()]
+GRAPHS = [
+    Adaptive(merge=2, fraction_bits=3).build(),
+    Adaptive(channels=32, merge=2, fraction_bits=3).build(),
+    conv_network(),
+]
 
 
-@pytest.mark.parametrize("graph", GRAPHS, ids=["transformer", "convolutions"])
+@pytest.mark.parametrize("graph", GRAPHS, ids=["transformer", "wide transformer", "convolutions"])
 class TestWhateverRunsIt:
     def test_one_thread_equals_two(self, graph) -> None:
         images = images_for(graph, 5)

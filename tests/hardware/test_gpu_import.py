@@ -12,7 +12,7 @@ from tiny_networks import Adaptive, images_for
 
 from hardware.errors import GpuMeasurementError
 from hardware.gpu import PowerTrace, Window, evaluate
-from hardware.gpu_import import Provenance, imported_rows, load_measurements, save_measurement
+from hardware.gpu_import import Provenance, imported_rows, load_measurements, save_measurements
 from hardware.placement.table import placed_table
 
 PROVENANCE = {
@@ -59,8 +59,9 @@ def test_a_measurement_is_written_and_read_back(tmp_path: Path) -> None:
     trace = PowerTrace("board", moments, millijoules, 0 * moments)
     measured = evaluate(trace, Window(1, 9), [Window(11, 19, 800), Window(20, 28, 800)])
     path = tmp_path / "out.json"
-    save_measurement(path, measured, 32, Provenance(**PROVENANCE))
-    (back,) = load_measurements(path)
+    save_measurements(path, {32: measured, 1: measured}, Provenance(**PROVENANCE))
+    back, single = load_measurements(path)
+    assert single.batch == 1
     assert back.total_joules_per_image == pytest.approx(150 / 100)
     assert back.dynamic_joules_per_image == pytest.approx(100 / 100)
     assert back.idle_watts == pytest.approx(50)

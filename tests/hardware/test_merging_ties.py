@@ -9,7 +9,7 @@ from atsnn.merging import match_tokens
 from export.graph import Merge
 from export.lava import kernels as lava_kernels
 from export.torch_module import _partners
-from hardware.engine import kernels
+from hardware.engine import merging
 
 
 def tied_tokens() -> np.ndarray:
@@ -41,13 +41,9 @@ class TestTheFirstOfEqualsMerges:
         assert pairs[0].nonzero().tolist() == [[0, 0]]
 
     def test_in_the_engine(self) -> None:
-        vectors = tied_tokens().astype(np.float64)[None]
-        even, odd = vectors[:, 0::2], vectors[:, 1::2]
-        usable = np.ones((1, 2), np.bool_)
-        partner = kernels.matches(
-            even @ odd.swapaxes(1, 2), (even**2).sum(2), (odd**2).sum(2), usable, usable, 1, 0.0
-        )
-        assert partner.tolist() == [[0, -1]]
+        tokens = tied_tokens()[None, None].astype(np.int16)
+        found = merging.match_tokens(tokens, np.ones((1, 4), np.bool_), 1, 0.0, largest=8)
+        assert found.partner.tolist() == [[0, -1]]
 
     def test_in_lava(self) -> None:
         partner = lava_kernels.match(tied_tokens(), np.ones(4, np.bool_), 1, 0.0).partner
