@@ -52,8 +52,15 @@ class Augmentation:
         self._each = self._per_image()
 
     def __call__(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> Batch:
-        """Augment uint8 images [B, C, H, W]; the global random state is left as it was."""
+        """Augment uint8 images [B, C, H, W] or events [B, T, C, H, W].
+
+        The global random state is left as it was.
+        """
         targets = self._targets(labels)
+        if images.dim() == 5:  # events: all steps and polarities of a recording move together
+            batch = self(images.flatten(1, 2), labels, epoch, step)
+            whole = batch.images.unflatten(1, images.shape[1:3])
+            return Batch(whole, batch.targets, batch.labels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(self.seed, epoch, step))
             if self.config.shift:

@@ -1,4 +1,4 @@
-"""`atsnn train | eval | presets | data`."""
+"""`atsnn train | eval | presets | data | sweep`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from atsnn import cli_sweep
 from atsnn.config import RunConfig, apply_changes, parse, preset_names, read_preset, read_yaml
 from atsnn.errors import AtsnnError, ConfigError
 from atsnn.progress import say
@@ -29,6 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(cli_sweep.app, name="sweep")
 
 DataOption = Annotated[
     str | None,

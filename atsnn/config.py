@@ -20,11 +20,17 @@ from pydantic_core import ErrorDetails
 from atsnn.errors import ConfigError
 
 HaltingOrder = Literal["upstream", "rectangle", "raster", "blocks", "steps"]
-DataFormat = Literal["auto", "idx", "cifar10", "cifar100", "folder", "tinyimagenet", "digits"]
+DataFormat = Literal[
+    "auto", "idx", "cifar10", "cifar100", "folder", "tinyimagenet", "digits", "nmnist"
+]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+ConfigSection = _Section
+"""Base of sections that other packages add."""
 
 
 class HaltingConfig(_Section):
@@ -35,6 +41,8 @@ class HaltingConfig(_Section):
         gamma, beta: of the score `sigmoid(gamma * x_0 + beta)`; with the defaults a stem value of 2
             (both spikes) closes a token's gate at once.
         learn: train gamma and beta with the weights.
+        stem_score: the stem's output scores too, so that a gate can close before the first block;
+            without it every token enters the first block at the first step.
     """
 
     enabled: bool = False
@@ -43,6 +51,7 @@ class HaltingConfig(_Section):
     beta: float = Field(default=-5.0, ge=-1000, le=1000)
     epsilon: float = Field(default=0.01, gt=0, lt=1)
     learn: bool = False
+    stem_score: bool = True
 
 
 class MergingConfig(_Section):
@@ -74,6 +83,37 @@ class MergingConfig(_Section):
         return self
 
 
+class SelectionConfig(_Section):
+    """A rival method that decides which tokens a block processes (`atsnn.rivals`).
+
+    Attributes:
+        method: `sparse-spikformer` (a trained selector), `tp-spikformer` (a score, no training),
+            `random`; `none` leaves the gates to halting and merging.
+        keep: share of tokens that each block keeps, one number per block.
+        hidden: hidden width of the trained selector (None: half of the model's width).
+        neighbourhood: side of the square of tokens that `tp-spikformer` compares a token with.
+    """
+
+    method: Literal["none", "sparse-spikformer", "tp-spikformer", "random"] = "none"
+    keep: tuple[float, ...] = ()
+    hidden: int | None = Field(default=None, ge=1)
+    neighbourhood: int = Field(default=3, ge=3, le=15)
+
+    @property
+    def enabled(self) -> bool:
+        """True if a rival decides."""
+        return self.method != "none"
+
+    @model_validator(mode="after")
+    def _shares(self) -> SelectionConfig:
+        outside = [share for share in self.keep if not 0 < share <= 1]
+        if outside:
+            raise ValueError(f"keep {outside}: a share of tokens is above 0 and at most 1")
+        if self.neighbourhood % 2 == 0:
+            raise ValueError(f"neighbourhood {self.neighbourhood}: it must be odd, as in 3 or 5")
+        return self
+
+
 class QuantizationConfig(_Section):
     """Number formats of the quantised model.
 
@@ -97,6 +137,8 @@ class ModelConfig(_Section):
         heads: attention heads. mlp_ratio: hidden width of the MLP over D.
         tau: membrane time constant in steps. v_threshold, attention_threshold: firing thresholds.
         attention_scale: factor on the attention's coincidence counts.
+        events: the input is events, 0 or 1 and another at every time step, in place of one image.
+        stem_once: the stem runs one step, and what it fires serves all steps.
     """
 
     in_channels: int = Field(default=3, ge=1, le=64)
@@ -111,8 +153,11 @@ class ModelConfig(_Section):
     v_threshold: float = Field(default=1.0, gt=0)
     attention_threshold: float = Field(default=0.5, gt=0)
     attention_scale: float = Field(default=0.125, gt=0)
+    events: bool = False
+    stem_once: bool = False
     halting: HaltingConfig = HaltingConfig()
     merging: MergingConfig = MergingConfig()
+    selection: SelectionConfig = SelectionConfig()
     quantization: QuantizationConfig = QuantizationConfig()
 
     @property
@@ -143,11 +188,39 @@ class ModelConfig(_Section):
             raise ValueError(
                 f"merging needs at least 2 tokens, image_size {list(self.image_size)} gives 1"
             )
-        merged_mean = self.merging.enabled and self.merging.combine == "mean"
-        if merged_mean and "fraction_bits" not in self.quantization.model_fields_set:
-            resolved = QuantizationConfig(pixel_bits=self.quantization.pixel_bits, fraction_bits=3)
-            object.__setattr__(self, "quantization", resolved)
+        self._check_selection()
+        if self.events and self.stem_once:
+            raise ValueError("stem_once needs an input that stands still; events do not")
+        object.__setattr__(self, "quantization", self._number_formats())
         return self
+
+    def _number_formats(self) -> QuantizationConfig:
+        """The formats with what was left open filled in."""
+        given = self.quantization
+        if self.events and given.pixel_bits != 1 and "pixel_bits" in given.model_fields_set:
+            raise ValueError(f"quantization.pixel_bits {given.pixel_bits}: an event has 1 bit")
+        merged_mean = self.merging.enabled and self.merging.combine == "mean"
+        left_open = merged_mean and "fraction_bits" not in given.model_fields_set
+        pixels = 1 if self.events else given.pixel_bits
+        if pixels == given.pixel_bits and not left_open:
+            return given
+        return QuantizationConfig(
+            pixel_bits=pixels, fraction_bits=3 if left_open else given.fraction_bits
+        )
+
+    def _check_selection(self) -> None:
+        if not self.selection.enabled:
+            return
+        if self.halting.enabled or self.merging.enabled:
+            raise ValueError(
+                f"selection.method {self.selection.method} decides every gate by itself: switch "
+                "halting and merging off (enabled: false)"
+            )
+        if len(self.selection.keep) != self.blocks:
+            raise ValueError(
+                f"selection.keep has {len(self.selection.keep)} shares, the model {self.blocks} "
+                "blocks: give one share per block"
+            )
 
 
 class DataConfig(_Section):
@@ -155,6 +228,7 @@ class DataConfig(_Section):
 
     Attributes:
         format: layout of the data folder; `auto` looks at what it holds.
+        time: of events: `kept`, or `collapsed` into one frame that every time step shows.
         resize: scale images of another size to the model's; otherwise they are refused.
         train_images, test_images: use only the first so many (None: all).
         validation_images: so many training images are held out, the same for every seed; training
@@ -162,6 +236,7 @@ class DataConfig(_Section):
     """
 
     format: DataFormat = "auto"
+    time: Literal["kept", "collapsed"] = "kept"
     resize: bool = False
     train_images: int | None = Field(default=None, ge=1)
     test_images: int | None = Field(default=None, ge=1)
@@ -198,6 +273,10 @@ class TrainConfig(_Section):
         clip_norm: largest norm of the gradient (0: no limit).
         ponder_weight: of the mean ponder (active cells + remainder, per token).
         gate_weight: of the mean gate, above `gate_target` (share of open gates that costs nothing).
+        ratio_weight: of the squared difference between the share of tokens that a trained selector
+            keeps and `model.selection.keep` (SparseSpikformer: 2).
+        distill_weight: of the KL divergence from the class probabilities of the model in `initial`
+            (SparseSpikformer: 0.5).
         prior_weight: of the KL divergence between the halting scores over the cells (l, t) and a
             Gaussian prior centred at `prior_center` (0: first cell, 1: last).
         quantized: train the quantised model (straight-through), starting from `initial`.
@@ -207,6 +286,9 @@ class TrainConfig(_Section):
             takes all of them (None: always all).
         threads: torch threads (None: torch's choice).
         device: `auto` takes a CUDA GPU where there is one.
+        precision: `bf16` computes convolutions and linear maps in bfloat16 (mixed precision).
+        accumulate: parts in which each process computes its share of a batch, one after another;
+            each part has batch norm statistics of its own.
     """
 
     epochs: int = Field(default=300, ge=1)
@@ -221,6 +303,8 @@ class TrainConfig(_Section):
     ponder_weight: float = Field(default=5e-4, ge=0)
     gate_weight: float = Field(default=0.0, ge=0)
     gate_target: float = Field(default=0.0, ge=0, le=1)
+    ratio_weight: float = Field(default=2.0, ge=0)
+    distill_weight: float = Field(default=0.0, ge=0)
     prior_weight: float = Field(default=0.0, ge=0)
     prior_center: float = Field(default=0.5, ge=0, le=1)
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -230,6 +314,21 @@ class TrainConfig(_Section):
     eval_images: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bf16"] = "float32"
+    accumulate: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.quantized and self.precision != "float32":
+            raise ValueError(
+                "quantized training computes exact integers, which bf16 rounds: use precision "
+                "float32"
+            )
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"batch {self.batch} does not divide into accumulate {self.accumulate}"
+            )
+        return self
 
 
 class StageConfig(_Section):
@@ -277,6 +376,12 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _stages_are_valid(self) -> RunConfig:
+        made = self.augment
+        if self.model.events and (made.randaugment or made.random_erase or made.mixup):
+            raise ValueError(
+                "augment: randaugment, random_erase and mixup are for images; events take "
+                "shift and flip"
+            )
         self.stage_configs()
         return self
 

@@ -305,6 +305,8 @@ def quantize_model(model: Spikformer) -> Spikformer:
         _quantize_block(block, stream_max(index) * unit, unit)
     if result.adaptive:
         _quantize_halting(result, bits.fraction_bits)
+    for selection in result.selection_list:
+        selection.unit = float(unit)
     cells = model.config.steps * model.config.tokens * unit
     result.readout = FixedPointReadout(model.readout.head, cells)  # pyright: ignore[reportAttributeAccessIssue] likewise
     return result
@@ -406,6 +408,8 @@ def float_twin(model: Spikformer) -> Spikformer:
     for ours, theirs in zip(twin.score_list, model.score_list, strict=True):
         ours.gamma.copy_(theirs.gamma)
         ours.beta.copy_(theirs.beta)
+    for ours, theirs in zip(twin.selection_list, model.selection_list, strict=True):
+        ours.load_state_dict(theirs.state_dict())
     fixed = cast("FixedPointReadout", model.readout)
     twin.readout.head.weight.copy_(fixed.weight)
     twin.readout.head.bias.copy_(fixed.bias)

@@ -9,20 +9,27 @@ instead, and both fire the same spikes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from atsnn import fused_norm, fused_pool
 from atsnn.config import ModelConfig
+from atsnn.distributed import differentiable_sum, processes, sum_over_processes
 from atsnn.errors import ConfigError, DatasetError
 from atsnn.halting import LOOK_BACK_ORDERS, Gate, HaltingScore, ponder
 from atsnn.merging import TokenMerging
 from atsnn.neurons import SpikingNeuron
+from atsnn.rivals import TokenSelection, build_selection
 
 State = dict[str, Any]
+
+WORTH_LEAVING_OUT = 0.75
+"""Share of tokens open at some step up to which training gathers them (see docs/training.md)."""
 
 
 @dataclass(frozen=True)
@@ -51,28 +58,46 @@ class TokenNorm(nn.BatchNorm1d):
     """Batch normalisation over the rows [T, B, N] of open tokens; halted ones stay out of it."""
 
     def forward(self, input: Tensor, gate: Tensor | None = None) -> Tensor:
-        if gate is None or not self.training:
-            return super().forward(input.flatten(0, -2)).view(input.shape)
-        rows, weight = input.flatten(0, -2), gate.detach().flatten()
-        count = float(weight.sum())
-        if count < 2:
-            mean, variance = self.running_mean, self.running_var
-        else:
-            mean = (weight / count) @ rows
-            variance = (weight / count) @ (rows - mean).square()
-            self._update(mean.detach(), variance.detach() * count / (count - 1))
-        assert variance is not None
-        assert mean is not None
-        factor = self.weight * torch.rsqrt(variance + self.eps)
-        return input * factor + (self.bias - mean * factor)
+        if self.training and (gate is not None or processes() > 1):
+            return normalize_open_rows(self, input, gate)
+        return super().forward(input.flatten(0, -2)).view(input.shape)
 
-    @torch.no_grad()
-    def _update(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.momentum is not None
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
+
+def normalize_open_rows(norm: _BatchNorm, input: Tensor, gate: Tensor | None) -> Tensor:
+    """Batch norm in training mode with the statistics of the open rows of all processes.
+
+    Args:
+        input: [..., C]. gate: [...] of 0 and 1, or None: all rows are open.
+    """
+    rows = input.flatten(0, -2)
+    weight = rows.new_ones(len(rows)) if gate is None else gate.detach().flatten()
+    count = float(sum_over_processes(weight.sum()))
+    if count < 2:
+        mean, variance = norm.running_mean, norm.running_var
+    else:
+        mean = differentiable_sum((weight / count) @ rows)
+        variance = differentiable_sum((weight / count) @ (rows - mean).square())
+        _update(norm, mean.detach(), variance.detach() * count / (count - 1))
+        if gate is None and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+    assert variance is not None
+    assert mean is not None
+    factor = norm.weight * torch.rsqrt(variance + norm.eps)
+    return input * factor + (norm.bias - mean * factor)
+
+
+@torch.no_grad()
+def _update(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.momentum is not None
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(variance, norm.momentum)
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """Within it, mixed precision is off: counts of spikes stay exact integers."""
+    return torch.autocast(device.type, enabled=False)
 
 
 class ConvLayer(nn.Module):
@@ -86,9 +111,30 @@ class ConvLayer(nn.Module):
         self.synapse, self.norm, self.neuron = synapse, norm, neuron
 
     def forward(self, x: Tensor, repeat: int = 1) -> Tensor:
-        current = self.norm(self.synapse(x.flatten(0, 1)))
+        steps = max(repeat, x.shape[0])
+        if self.training and fused_norm.fits(x, self.norm):
+            return self._fused(x, steps)
+        current = self._normalized(self.synapse(x.flatten(0, 1)).to(x.dtype))
         current = current.view(*x.shape[:2], *current.shape[1:])
-        return self.neuron(current.expand(max(repeat, x.shape[0]), *current.shape[1:]))[0]
+        return self.neuron(current.expand(steps, *current.shape[1:]))[0]
+
+    def _normalized(self, maps: Tensor) -> Tensor:
+        """Batch norm; of all processes where there are several."""
+        if self.training and processes() > 1 and isinstance(self.norm, _BatchNorm):
+            rows = normalize_open_rows(self.norm, maps.permute(0, 2, 3, 1), None)
+            return rows.permute(0, 3, 1, 2).contiguous()
+        return self.norm(maps)
+
+    def _fused(self, x: Tensor, steps: int) -> Tensor:
+        """The same in one operation, on maps whose channels are contiguous in memory."""
+        last = torch.channels_last
+        maps = self.synapse(x.flatten(0, 1).contiguous(memory_format=last))
+        rows = maps.to(x.dtype).contiguous(memory_format=last).permute(0, 2, 3, 1)
+        norm = cast("_BatchNorm", self.norm)
+        spikes, _ = fused_norm.normalize_and_fire(
+            rows.reshape(x.shape[0], -1, rows.shape[-1]), norm, self.neuron.fused, steps
+        )
+        return spikes.view(steps, x.shape[1], *rows.shape[1:]).permute(0, 1, 4, 2, 3)
 
 
 class TokenLayer(nn.Module):
@@ -101,11 +147,69 @@ class TokenLayer(nn.Module):
     def forward(
         self, x: Tensor, gate: Tensor | None = None, voltage: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        current = self.synapse(x)
+        if self.training and voltage is None and fused_norm.fits(x, self.norm):
+            return self._fused(x, gate)
+        current = functional.linear(x, self.synapse.weight, self._bias()).to(x.dtype)
         current = (
             self.norm(current, gate) if isinstance(self.norm, TokenNorm) else self.norm(current)
         )
         return self.neuron(current, gate, voltage)
+
+    def _bias(self) -> Tensor | None:
+        """The synapse's bias, without a gradient in front of batch statistics.
+
+        They take away what it adds, so that its gradient is 0 but for rounding errors, which Adam
+        would scale up to whole steps.
+        """
+        bias = self.synapse.bias
+        if bias is not None and isinstance(self.norm, _BatchNorm) and self.norm.training:
+            return bias.detach()
+        return bias
+
+    def _fused(self, x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Normalisation, neurons and gate in one operation, from zero potential.
+
+        Tokens that are closed at every step are left out, unless the gate needs a gradient: that of
+        a closed gate is made of the spikes that it holds back.
+        """
+        if gate is not None and not gate.requires_grad:
+            opened = gate.amax(0) > 0
+            if 0 < int(opened.sum()) <= WORTH_LEAVING_OUT * opened.numel():
+                return self._fused_without(x, gate, opened)
+        current = pointwise(x, self.synapse.weight, self._bias()).to(x.dtype)
+        steps, shape = current.shape[0], current.shape
+        spikes, state = fused_norm.normalize_and_fire(
+            current.reshape(steps, -1, shape[-1]),
+            cast("_BatchNorm", self.norm),
+            self.neuron.fused,
+            steps,
+            None if gate is None else gate.reshape(steps, -1),
+        )
+        return spikes.view(shape), state.view(shape[1:])
+
+    def _fused_without(self, x: Tensor, gate: Tensor, opened: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for the tokens `opened` [B, N] alone, in images of N tokens, the last filled up
+        with closed ones; the others fire nothing and stay at zero potential.
+        """
+        steps, images, count, width = x.shape
+        index = opened.flatten().nonzero()[:, 0]
+        fill = -len(index) % count
+        rows = functional.pad(x.reshape(steps, -1, width)[:, index], (0, 0, 0, fill))
+        gates = functional.pad(gate.reshape(steps, -1)[:, index], (0, fill))
+        current = pointwise(
+            rows.view(steps, -1, count, width), self.synapse.weight, self._bias()
+        ).to(x.dtype)
+        spikes, state = fused_norm.normalize_and_fire(
+            current.reshape(steps, -1, current.shape[-1]),
+            cast("_BatchNorm", self.norm),
+            self.neuron.fused,
+            steps,
+            gates,
+        )
+        full = x.new_zeros((steps, images * count, current.shape[-1]))
+        full = full.index_copy(1, index, spikes[:, : len(index)])
+        rest = x.new_zeros(full.shape[1:]).index_copy(0, index, state[: len(index)])
+        return full.view(steps, images, count, -1), rest.view(images, count, -1)
 
     def forward_rows(
         self, rows: Tensor, gate: Tensor, voltage: Tensor | None = None
@@ -114,12 +218,28 @@ class TokenLayer(nn.Module):
         return self.neuron.forward_rows(self.norm(self.synapse(rows)), gate, voltage)
 
 
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear map of tokens [T, B, N, I] as a 1x1 convolution over rows of N.
+
+    On the CPU torch gives products of matrices to MKL and convolutions to oneDNN, which is up to
+    twice as fast on these shapes (processors other than Intel's above all).
+    """
+    steps, images, count, width = x.shape
+    maps = x.reshape(steps * images, 1, count, width).permute(0, 3, 1, 2)
+    rows = functional.conv2d(maps, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+    return rows.reshape(steps, images, count, -1)
+
+
 class SpikePool(nn.Module):
     """Max pooling 3x3, stride 2: a pooled neuron fires if any in its window did."""
 
     def forward(self, spikes: Tensor) -> Tensor:
-        pooled = functional.max_pool2d(spikes.flatten(0, 1), 3, 2, 1)
-        return pooled.view(*spikes.shape[:2], *pooled.shape[1:])
+        maps = spikes.flatten(0, 1)
+        if self.training and fused_pool.fits(maps):
+            pooled = fused_pool.max_pool(maps)
+        else:
+            pooled = functional.max_pool2d(maps, 3, 2, 1)
+        return pooled.unflatten(0, spikes.shape[:2])
 
 
 class ToTokens(nn.Module):
@@ -159,8 +279,27 @@ class AttentionCore(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         split = (*q.shape[:3], self.heads, q.shape[3] // self.heads)
         q, k, v = (x.view(split).transpose(2, 3) for x in (q, k, v))
-        mixed = (q @ (k.transpose(-1, -2) @ v)) * self.scale
+        with full_precision(q.device):
+            mixed = (q @ (k.transpose(-1, -2) @ v)) * self.scale
         return mixed.transpose(2, 3).flatten(3)
+
+
+class TimeFirst(nn.Module):
+    """Events of each image [B, T, C, H, W] -> of each step [T, B, C, H, W]."""
+
+    def forward(self, events: Tensor) -> Tensor:
+        return events.transpose(0, 1)
+
+
+class Hold(nn.Module):
+    """What the first step brought, at every step: [1 or T, B, ...] -> [T, B, ...]."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:1].expand(self.steps, *x.shape[1:])
 
 
 class Readout(nn.Module):
@@ -172,18 +311,26 @@ class Readout(nn.Module):
 
     def forward(self, x: Tensor, size: Tensor | None = None) -> Tensor:
         """x [T, B, N, D], size [B, N] -> logits [B, classes]."""
-        if size is not None:
-            return self.head((x.mean(0) * size[:, :, None]).sum(1) / x.shape[2])
-        return self.head(x.mean((0, 2)))
+        if size is None:
+            pooled = x.mean((0, 2))
+        else:
+            pooled = (x.mean(0) * size[:, :, None]).sum(1) / x.shape[2]
+        with full_precision(x.device):
+            return self.head(pooled)
 
 
 class Stem(nn.Module):
-    """Spiking patch splitting: four convolutions, two pools, and a position branch."""
+    """Spiking patch splitting: four convolutions, two pools, and a position branch.
+
+    With `config.stem_once` it runs one step only and its spikes serve all steps (after STAS's idea,
+    arXiv 2508.14138, which merges the spikes of several steps; reconstruction).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         widths = [config.dim // 8, config.dim // 4, config.dim // 2, config.dim]
-        self.steps = config.steps
+        self.steps = 1 if config.stem_once else config.steps
+        self.time_first = TimeFirst() if config.events else None
         self.conv1 = _conv_layer(config, config.in_channels, widths[0])
         self.conv2 = _conv_layer(config, widths[0], widths[1])
         self.conv3 = _conv_layer(config, widths[1], widths[2])
@@ -194,13 +341,18 @@ class Stem(nn.Module):
         self.to_tokens = ToTokens()
         self.position_to_tokens = ToTokens()
         self.add = StreamAdd(joins=2)
+        self.hold = Hold(config.steps) if config.stem_once else None
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image [B, C, H, W] -> tokens [T, B, N, D]."""
-        x = self.conv1(image.unsqueeze(0), self.steps)
+        """Image [B, C, H, W], or events [B, T, C, H, W] -> tokens [T, B, N, D]."""
+        if self.time_first is None:
+            x = self.conv1(image.unsqueeze(0), self.steps)
+        else:
+            x = self.conv1(self.time_first(image))
         x = self.pool3(self.conv3(self.conv2(x)))
         x = self.pool4(self.conv4(x))
-        return self.add(self.to_tokens(x), self.position_to_tokens(self.position(x)))
+        tokens = self.add(self.to_tokens(x), self.position_to_tokens(self.position(x)))
+        return tokens if self.hold is None else self.hold(tokens)
 
 
 class EncoderBlock(nn.Module):
@@ -287,6 +439,16 @@ def scatter_rows(rows: Tensor, opened: Tensor) -> Tensor:
     return full
 
 
+@dataclass
+class _Decisions:
+    """What has been decided about tokens on the way through the blocks, all [T, B, N]."""
+
+    gates: list[Tensor] = field(default_factory=list)
+    totals: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
+    score: Tensor | None = None
+
+
 class Spikformer(nn.Module):
     """A spiking vision transformer whose tokens halt and merge."""
 
@@ -301,10 +463,15 @@ class Spikformer(nn.Module):
         self.adaptive = config.halting.enabled or config.merging.enabled
         if self.adaptive:
             count = config.blocks + (config.halting.order in LOOK_BACK_ORDERS)
-            self.scores = nn.ModuleList(_score(config) for _ in range(count))
+            self.scores = nn.ModuleList(_score(config, index) for index in range(count))
             self.gates = nn.ModuleList(
                 Gate(1.0 - config.halting.epsilon, 1.0, config.halting.order != "blocks")
                 for _ in range(config.blocks)
+            )
+        self.selects = config.selection.enabled
+        if self.selects:
+            self.selections = nn.ModuleList(
+                build_selection(config, index) for index in range(config.blocks)
             )
         self.readout = Readout(config.dim, config.classes)
         self.apply(_initialize)
@@ -324,8 +491,13 @@ class Spikformer(nn.Module):
         """The gates of the blocks, typed; empty without adaptation."""
         return cast("Sequence[Gate]", self.gates) if self.adaptive else ()
 
+    @property
+    def selection_list(self) -> Sequence[TokenSelection]:
+        """The selections of a rival method, typed; empty without one."""
+        return cast("Sequence[TokenSelection]", self.selections) if self.selects else ()
+
     def forward(self, image: Tensor) -> ModelOutput:
-        """Masked form. Image [B, C, H, W] in [0, 1]."""
+        """Masked form. Image [B, C, H, W] in [0, 1], or events [B, T, C, H, W] of 0 and 1."""
         _check_image(self.config, image)
         if self.adaptive and self.config.halting.order in LOOK_BACK_ORDERS:
             return self._by_steps(image, rows=False)
@@ -336,7 +508,7 @@ class Spikformer(nn.Module):
     def forward_rows(self, image: Tensor) -> ModelOutput:
         """The same function in inference, halted tokens left out of the computation."""
         _check_image(self.config, image)
-        if not self.adaptive:
+        if not self.adaptive and not self.selects:
             return self.forward(image)
         if self.config.halting.order in LOOK_BACK_ORDERS:
             return self._by_steps(image, rows=True)
@@ -347,30 +519,38 @@ class Spikformer(nn.Module):
     ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
         """Layer after layer, all steps at once: logits; per block gate, accumulator and score."""
         x = self.stem(image)
-        gates, totals, scores = [], [], []
-        gate = alive = size = score = None
+        seen = _Decisions()
+        alive = size = None
         for index, block in enumerate(self.block_list):
-            if self.adaptive:
-                scores.append(self.score_list[index](x))
-                score = scores[-1] if score is None else score + scores[-1]
-                gate, total = self.gate_list[index](score, alive)
-                gates.append(gate)
-                totals.append(total)
+            gate = self._gate(index, x, alive, seen)
             x, alive, size = block(x, gate, alive, size)
-        return self.readout(x, size), gates, totals, scores
+        return self.readout(x, size), seen.gates, seen.totals, seen.scores
 
     def _layers_by_rows(self, image: Tensor):
         x = self.stem(image)
-        gates, totals, scores = [], [], []
-        alive = size = score = None
+        seen = _Decisions()
+        alive = size = None
         for index, block in enumerate(self.block_list):
-            scores.append(self.score_list[index](x))
-            score = scores[-1] if score is None else score + scores[-1]
-            gate, total = self.gate_list[index](score, alive)
-            gates.append(gate)
-            totals.append(total)
+            gate = self._gate(index, x, alive, seen)
+            assert gate is not None  # the model leaves tokens out, or it would not run by rows
             x, alive, size = block.forward_rows(x, gate, alive, size, {})
-        return self.readout(x, size), gates, totals, scores
+        return self.readout(x, size), seen.gates, seen.totals, seen.scores
+
+    def _gate(self, index: int, x: Tensor, alive: Tensor | None, seen: _Decisions) -> Tensor | None:
+        """Gate of block `index`, noted in `seen`; None where every token is processed."""
+        if self.selects:
+            before = seen.gates[-1] if seen.gates else None
+            seen.gates.append(self.selection_list[index](x, before))
+        elif self.adaptive:
+            score = self.score_list[index](x)
+            seen.scores.append(score)
+            seen.score = score if seen.score is None else seen.score + score
+            gate, total = self.gate_list[index](seen.score, alive)
+            if not self.config.halting.enabled:
+                gate = gate.detach()  # a score that is off has no gradient
+            seen.gates.append(gate)
+            seen.totals.append(total)
+        return seen.gates[-1] if seen.gates else None
 
     def _by_steps(self, image: Tensor, rows: bool) -> ModelOutput:
         """Step after step, for the orders whose gates look back."""
@@ -412,11 +592,11 @@ class Spikformer(nn.Module):
 
     def _output(self, logits, gates, totals, scores, image: Tensor) -> ModelOutput:
         config = self.config
-        if not gates:
+        if not totals:
             cells = (config.blocks, config.steps, len(image), config.tokens)
-            open_gates = logits.new_ones(cells)
+            stacked = torch.stack(gates) if gates else logits.new_ones(cells)
             return ModelOutput(
-                logits, open_gates, open_gates.sum((0, 1)), logits.new_zeros((1, *cells[1:]))
+                logits, stacked, stacked.sum((0, 1)), logits.new_zeros((1, *cells[1:]))
             )
         stacked = torch.stack(gates)
         unit = self.gate_list[0].unit
@@ -453,12 +633,12 @@ def _merging(config: ModelConfig) -> TokenMerging:
 
 
 SCORE_OFF = -1e4
-"""beta of a model that merges without halting: every score is exactly 0."""
+"""beta of a score that must not count: with it every score is exactly 0."""
 
 
-def _score(config: ModelConfig) -> HaltingScore:
+def _score(config: ModelConfig, index: int) -> HaltingScore:
     halting = config.halting
-    if not halting.enabled:
+    if not halting.enabled or (index == 0 and not halting.stem_score):
         return HaltingScore(1.0, SCORE_OFF, learn=False)
     return HaltingScore(halting.gamma, halting.beta, halting.learn)
 
@@ -472,11 +652,13 @@ def _check(config: ModelConfig) -> None:
 
 
 def _check_image(config: ModelConfig, image: Tensor) -> None:
-    expected = (config.in_channels, *config.image_size)
+    frame = (config.in_channels, *config.image_size)
+    expected = (config.steps, *frame) if config.events else frame
     if tuple(image.shape[1:]) != expected:
         raise DatasetError(
             f"image of shape {list(image.shape[1:])}, the model takes {list(expected)} "
-            "(channels, height, width); resize the images or choose another model"
+            f"({'time steps, ' * config.events}channels, height, width); resize the images or "
+            "choose another model"
         )
 
 

@@ -28,22 +28,34 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils import deterministic
 
-from atsnn.augment import Augmentation, epoch_order, to_input
+from atsnn.augment import Augmentation, Batch, epoch_order, to_input
 from atsnn.checkpoint import (
     MODEL_FILE,
     Checkpoint,
     load_tensors,
+    model_of,
     read_checkpoint,
     read_tensors,
     save_checkpoint,
     write_tensors,
 )
 from atsnn.config import ModelConfig, RunConfig, TrainConfig, differences, load_config, to_yaml
-from atsnn.data import Dataset, fingerprint
+from atsnn.data import Dataset, ImageSet, fingerprint
+from atsnn.distributed import (
+    average_gradients,
+    local_device,
+    process_group,
+    processes,
+    rank,
+    same_everywhere,
+    sum_over_processes,
+    wait_for_all,
+)
 from atsnn.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from atsnn.evaluation import Evaluation, evaluate
 from atsnn.files import write_atomically
-from atsnn.losses import total_loss
+from atsnn.losses import selection_loss, teacher_loss, total_loss
+from atsnn.memory import kept_memory
 from atsnn.progress import Meter, duration, say
 from atsnn.quantization import quantize_model
 from atsnn.spikformer import Spikformer
@@ -86,6 +98,9 @@ def train(
 ) -> Path:
     """Train as configured, all stages; returns the model file.
 
+    Under `torchrun` all processes call it with the same arguments, on a folder that all of them can
+    read; the first one writes.
+
     Args:
         folder: of the run. resume: go on with what is there.
 
@@ -94,27 +109,35 @@ def train(
         ConfigError: the run there has another configuration.
         CheckpointError: a checkpoint cannot be read or written.
     """
-    screen = console or Console(stderr=True)
-    _claim(folder, config, resume)
-    stages = config.stage_configs()
-    initial = Path(config.train.initial) if config.train.initial else None
-    for name, stage in stages.items():
-        place = folder / name if config.stages else folder
-        if config.stages:
-            say(screen, f"stage {name}")
-            _claim(place, stage, True)
-        with _reproducible(stage.train):
-            initial = Run(stage, dataset, place, initial, screen).train()
-    if config.stages and initial is not None:
-        _write(folder / MODEL_FILE, initial.read_bytes())
+    with process_group(_device(config.train)):
+        screen = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)
+        _claim(folder, config, resume)
+        initial = Path(config.train.initial) if config.train.initial else None
+        for name, stage in config.stage_configs().items():
+            place = folder / name if config.stages else folder
+            if config.stages:
+                say(screen, f"stage {name}")
+                _claim(place, stage, True)
+            with _reproducible(stage.train):
+                initial = Run(stage, dataset, place, initial, screen).train()
+        if config.stages and initial is not None:
+            _write(folder / MODEL_FILE, initial.read_bytes())
+        wait_for_all()
     return folder / MODEL_FILE
 
 
 def _claim(folder: Path, config: RunConfig, resume: bool) -> None:
     """Write the resolved configuration, or compare it with the one that is there.
 
-    A configuration beside which nothing was trained yet (a start that failed) is replaced.
+    A configuration beside which nothing was trained yet (a start that failed) is replaced. Only the
+    first process does so.
     """
+    if rank() == 0:
+        _claim_first(folder, config, resume)
+    wait_for_all()
+
+
+def _claim_first(folder: Path, config: RunConfig, resume: bool) -> None:
     path = folder / CONFIG_FILE
     if not path.exists() or not any(folder.rglob(STATE_FILE)):
         _write(path, to_yaml(config).encode())
@@ -129,6 +152,9 @@ def _claim(folder: Path, config: RunConfig, resume: bool) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
+    """Write a file whole; of several processes the first one does."""
+    if rank() > 0:
+        return
     try:
         write_atomically(path, data)
     except OSError as error:
@@ -147,7 +173,8 @@ def _reproducible(config: TrainConfig) -> Iterator[None]:
     setattr(deterministic, _FILL, False)
     torch.manual_seed(config.seed)
     try:
-        yield
+        with kept_memory():
+            yield
     finally:
         setattr(deterministic, _FILL, fill)
         torch.use_deterministic_algorithms(strict)
@@ -191,14 +218,21 @@ def _started_from(checkpoint: Checkpoint, config: RunConfig) -> Spikformer:
 
 
 def _is_score(name: str) -> bool:
-    return name.startswith("scores.")
+    return name.startswith(("scores.", "selections."))
 
 
 def _keeps_scores(checkpoint: Checkpoint, model: ModelConfig) -> bool:
-    """A checkpoint's gamma and beta are kept unless the configuration asks for other ones."""
+    """What decides about tokens is kept unless the configuration asks for another one."""
     theirs, ours = checkpoint.config.halting, model.halting
+    if model.selection.enabled:
+        return checkpoint.config.selection.model_dump(exclude={"keep"}) == (
+            model.selection.model_dump(exclude={"keep"})
+        )
     return (
-        ours.enabled and theirs.enabled and (theirs.gamma, theirs.beta) == (ours.gamma, ours.beta)
+        ours.enabled
+        and theirs.enabled
+        and (theirs.gamma, theirs.beta, theirs.stem_score)
+        == (ours.gamma, ours.beta, ours.stem_score)
     )
 
 
@@ -230,7 +264,8 @@ class Run:
         self.config, self.folder, self.console = config, folder, console
         self.train_images = dataset.train
         self.watched, self.watched_images = dataset.watched
-        self.device = _device(config.train)
+        self.device = local_device(_device(config.train))
+        self.shares = _shares(config.train)
         self.steps = len(self.train_images) // config.train.batch
         if not self.steps:
             raise DatasetError(
@@ -241,6 +276,8 @@ class Run:
         saved = self._saved()
         model = _empty_model(config) if saved else initial_model(config, initial)
         self.model = model.to(self.device).train()
+        same_everywhere(self.model.state_dict().values())
+        self.teacher = _teacher(config.train, self.device)
         self.optimizer = _optimizer(self.model, config.train)
         self.augmentation = Augmentation(
             config.augment, config.model.classes, config.train.label_smoothing, config.train.seed
@@ -260,9 +297,7 @@ class Run:
             while self.state.epoch < config.epochs:
                 self._epoch(meter)
                 last = self.state.epoch == config.epochs - 1
-                self._end_epoch(evaluate(
-                    self.model, self.watched_images if last else quick, config.eval_batch
-                ))  # fmt: skip
+                self._end_epoch(self.watched_images if last else quick)
         return self.folder / MODEL_FILE
 
     def _epoch(self, meter: Meter) -> None:
@@ -292,17 +327,16 @@ class Run:
             state.epoch,
             state.step,
         )
-        images = to_input(batch.images.to(self.device), config.model.quantization.pixel_bits)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.train, self.steps, state.epoch, state.step)
-        output = self.model(images)
-        loss = total_loss(output, batch.targets.to(self.device), config.train, self.model.adaptive)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        sums = torch.stack([self._backward(batch, share) for share in self.shares]).sum(0)
+        average_gradients(self.model.parameters())
         if config.train.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.train.clip_norm)
         self.optimizer.step()
-        value = float(loss.detach())
+        value, correct, tokens = sum_over_processes(sums).tolist()
+        value, tokens = value / processes(), tokens / processes()
         if not math.isfinite(value):
             raise TrainingError(
                 f"loss is {value} in epoch {state.epoch + 1}, step {state.step + 1}: lower "
@@ -311,13 +345,58 @@ class Run:
         totals = state.totals
         totals.images += len(indices)
         totals.loss += value * len(indices)
-        totals.correct += int((output.logits.detach().argmax(1).cpu() == batch.labels).sum())
-        totals.tokens += float(output.average_tokens) * len(indices)
+        totals.correct += int(correct)
+        totals.tokens += tokens * len(indices)
         return value
 
-    def _end_epoch(self, evaluation: Evaluation) -> None:
+    def _backward(self, batch: Batch, share: slice) -> Tensor:
+        """Add the gradients of one part of a batch.
+
+        Returns loss and average tokens, as parts of their means over all parts of this process, and
+        the number of correct images between them: float64 [3].
+        """
+        config = self.config
+        images = batch.images[share].to(self.device)
+        images = to_input(images, config.model.quantization.pixel_bits)
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"
+        ):
+            output = self.model(images)
+        targets = batch.targets[share].to(self.device)
+        loss = total_loss(output, targets, config.train, self.model.adaptive)
+        loss = loss + selection_loss(output, config.model.selection, config.train)
+        if self.teacher is not None:
+            loss = loss + config.train.distill_weight * teacher_loss(output, self.teacher, images)
+        loss = loss / len(self.shares)
+        loss.backward()
+        correct = output.logits.detach().argmax(1).cpu() == batch.labels[share]
+        tokens = float(output.average_tokens) / len(self.shares)
+        found = [float(loss.detach()), float(correct.sum()), tokens]
+        return torch.tensor(found, dtype=torch.float64, device=self.device)
+
+    def _end_epoch(self, images: ImageSet) -> None:
+        """Evaluate, log and save; the first process does so while the others wait."""
+        if rank() == 0:
+            evaluation = evaluate(self.model, images, self.config.train.eval_batch)
+            row = self._row(evaluation)
+            self.state.history.append(row)
+            self._next_epoch()
+            self._write_log()
+            self._save_model(evaluation)
+            self._save_state()
+            self._report(row, evaluation)
+        else:
+            self._next_epoch()
+        wait_for_all()
+
+    def _next_epoch(self) -> None:
+        self.state.epoch, self.state.step = self.state.epoch + 1, 0
+        self.state.totals, self.state.seconds = EpochTotals(), 0.0
+
+    def _row(self, evaluation: Evaluation) -> dict[str, float]:
+        """The log's row of the epoch that ends."""
         state, totals = self.state, self.state.totals
-        row = {
+        return {
             "epoch": state.epoch + 1,
             "seconds": round(state.seconds, 1),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
@@ -327,13 +406,6 @@ class Run:
             **self._watched_columns(evaluation),
             **{f"rate/{name}": rate for name, rate in evaluation.rates.items()},
         }
-        state.history.append(row)
-        state.epoch, state.step = state.epoch + 1, 0
-        state.totals, state.seconds = EpochTotals(), 0.0
-        self._write_log()
-        self._save_model(evaluation)
-        self._save_state()
-        self._report(row, evaluation)
 
     def _watched_columns(self, evaluation: Evaluation) -> dict[str, float]:
         return {
@@ -368,6 +440,8 @@ class Run:
         save_checkpoint(self.folder / MODEL_FILE, self.model, self.config.model, notes)
 
     def _save_state(self) -> None:
+        if rank() > 0:
+            return
         header = {
             "state": asdict(self.state),
             "data": fingerprint(self.train_images),
@@ -418,12 +492,41 @@ def _empty_model(config: RunConfig) -> Spikformer:
     return quantize_model(model) if config.train.quantized else model
 
 
+def _teacher(config: TrainConfig, device: torch.device) -> Spikformer | None:
+    """The model whose class probabilities the trained one is held to, if any."""
+    if not config.distill_weight:
+        return None
+    if config.initial is None:
+        raise ConfigError(
+            f"train.distill_weight is {config.distill_weight}, but there is no teacher: set "
+            "train.initial to the checkpoint that training starts from, which is the teacher too"
+        )
+    return model_of(read_checkpoint(Path(config.initial))).to(device)
+
+
 def _device(config: TrainConfig) -> torch.device:
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device is cuda, but torch finds no CUDA GPU here; use auto or cpu")
     return torch.device(config.device)
+
+
+def _shares(config: TrainConfig) -> list[slice]:
+    """Which images of a batch this process takes, in parts that it computes one after another.
+
+    Raises:
+        ConfigError: the batch does not divide.
+    """
+    parts = processes() * config.accumulate
+    if config.batch % parts:
+        raise ConfigError(
+            f"train.batch {config.batch} does not divide into {processes()} processes times "
+            f"train.accumulate {config.accumulate}: use a multiple of {parts}"
+        )
+    size = config.batch // parts
+    first = rank() * config.accumulate
+    return [slice(i * size, (i + 1) * size) for i in range(first, first + config.accumulate)]
 
 
 def _optimizer(model: Spikformer, config: TrainConfig) -> torch.optim.AdamW:

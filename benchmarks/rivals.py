@@ -120,7 +120,7 @@ class SpikingJellySpikformer(nn.Module):
 
     def __init__(self, folded: Spikformer) -> None:
         super().__init__()
-        jelly = _spikingjelly()
+        jelly = import_spikingjelly("functional", "layer", "neuron")
         self.config = folded.config
         self.forget = jelly.functional.reset_net
         self.stem = nn.ModuleDict(
@@ -152,15 +152,17 @@ class SpikingJellySpikformer(nn.Module):
         return x + _jelly_tokens(block["fc2"], _jelly_tokens(block["fc1"], x))
 
 
-def _spikingjelly() -> Any:
+def import_spikingjelly(*names: str) -> Any:
+    """Modules of SpikingJelly as attributes of one object.
+
+    Raises:
+        BenchmarkError: it is not installed.
+    """
     # It imports what else is installed (Lava's library among others), and that prints.
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         try:
             return SimpleNamespace(
-                **{
-                    name: import_module(f"spikingjelly.activation_based.{name}")
-                    for name in ("functional", "layer", "neuron")
-                }
+                **{name: import_module(f"spikingjelly.activation_based.{name}") for name in names}
             )
         except ImportError as error:
             raise BenchmarkError(

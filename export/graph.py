@@ -54,6 +54,26 @@ class Input(Node):
 
 
 @dataclass(frozen=True, eq=False)
+class Selection(Node):
+    """Tokens that are left out by a decision outside of the network: a score [N] per image.
+
+    The same at every time step: 0 for a token that is processed, 1 (quantised: 4096) for one that
+    is not. Whoever runs the graph hands it over beside the image. `tokens`: N.
+    """
+
+    tokens: int
+    inputs: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Hold(Node):
+    """The value of the first time step, at every step.
+
+    Nodes that reach the output through a Hold only run at the first step, and rest afterwards.
+    """
+
+
+@dataclass(frozen=True, eq=False)
 class Conv(Node):
     """2-D convolution [C, H, W] -> [O, H', W']. `weight` [O, C/groups, kh, kw], `bias` [O] or None.
 
@@ -219,7 +239,7 @@ class Output(Node):
 NODE_KINDS: dict[str, type[Node]] = {
     cls.__name__: cls
     for cls in (
-        Input, Conv, Linear, Norm, LIF, OrPool, Reshape, Add,
+        Input, Selection, Hold, Conv, Linear, Norm, LIF, OrPool, Reshape, Add,
         Attention, HaltingScore, Gate, Merge, Readout, Output,
     )
 }  # fmt: skip
@@ -285,6 +305,16 @@ class Graph:
     def input(self) -> Input:
         """The one Input node of a valid graph."""
         return next(node for node in self.nodes if isinstance(node, Input))
+
+    @property
+    def once(self) -> frozenset[str]:
+        """Nodes that run at the first time step only: those that a Hold alone reads, and Holds."""
+        found: set[str] = set()
+        for node in reversed(self.nodes):
+            targets = [edge.target for edge in self.edges if edge.source == node.name]
+            if isinstance(node, Hold) or (targets and all(name in found for name in targets)):
+                found.add(node.name)
+        return frozenset(found)
 
     @property
     def feedback(self) -> bool:

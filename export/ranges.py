@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from atsnn.fixed_point import activation_bound
+from atsnn.fixed_point import SCORE_UNITY, activation_bound
 from export.graph import (
     Add,
     Attention,
@@ -81,6 +81,8 @@ def _add(node: Add, arriving: Arriving, _: PortShapes) -> int:
 
 _MAXIMA: dict[str, Callable[..., int]] = {
     "Input": lambda node, arriving, sizes: 2**node.bits - 1,
+    "Selection": lambda node, arriving, sizes: SCORE_UNITY,
+    "Hold": lambda node, arriving, sizes: _largest(arriving),
     "Conv": _synapse,
     "Linear": _synapse,
     "OrPool": lambda node, arriving, sizes: _largest(arriving),

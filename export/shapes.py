@@ -18,6 +18,7 @@ from export.graph import (
     Gate,
     Graph,
     HaltingScore,
+    Hold,
     Input,
     Linear,
     Merge,
@@ -27,6 +28,7 @@ from export.graph import (
     Output,
     Readout,
     Reshape,
+    Selection,
     Shape,
 )
 
@@ -141,6 +143,16 @@ def _input(node: Input, _: _Inputs) -> Ports:
     if len(node.shape) not in (1, 2, 3) or min(node.shape, default=0) < 1:
         refuse(node, f"its shape is {list(node.shape)}", "use [C, H, W], [N, D] or [D], all >= 1")
     yield "out", node.shape
+
+
+def _selection(node: Selection, _: _Inputs) -> Ports:
+    if node.tokens < 1:
+        refuse(node, f"it chooses among {node.tokens} tokens", "there must be at least 1")
+    yield "out", (node.tokens,)
+
+
+def _hold(node: Hold, inputs: _Inputs) -> Ports:
+    yield "out", inputs["in"]
 
 
 def _window(
@@ -360,6 +372,8 @@ def _output(node: Output, inputs: _Inputs) -> Ports:
 
 _RULES: dict[str, Callable[..., Ports]] = {
     "Input": _input,
+    "Selection": _selection,
+    "Hold": _hold,
     "Conv": _conv,
     "Linear": _linear,
     "Norm": _norm,

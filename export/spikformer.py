@@ -18,10 +18,11 @@ from atsnn.quantization import (
     FixedPointTokenLayer,
     float_twin,
 )
+from atsnn.rivals import TokenSelection
 from atsnn.spikformer import SpikePool, Spikformer
 from export.capture import capture
 from export.errors import GraphError
-from export.graph import Edge, Gate, Graph, HaltingScore, Node, Readout
+from export.graph import Edge, Gate, Graph, HaltingScore, Node, Readout, Selection
 from export.passes.fold_norm import FoldNorm
 from export.passes.quantize import Quantize
 from export.passes.schedule import Schedule
@@ -41,7 +42,7 @@ def capture_spikformer(model: Spikformer) -> Graph:
     twin = float_twin(model) if model.quantized else model
     config = twin.config
     example = torch.zeros(2, config.in_channels, *config.image_size)
-    graph = capture(twin, example, config.steps, method="forward_layers")
+    graph = capture(twin, example, config.steps, method="forward_layers", events=config.events)
     if twin.adaptive:
         graph = _look_back(graph, twin)
     labels = _labels(graph)
@@ -62,7 +63,17 @@ def compile_spikformer(model: Spikformer) -> Graph:
     """
     bits = model.config.quantization
     folded = FoldNorm()(capture_spikformer(model))
-    return Schedule()(Quantize(bits.pixel_bits, bits.fraction_bits)(folded))
+    quantize = Quantize(bits.pixel_bits, bits.fraction_bits, events=model.config.events)
+    return Schedule()(quantize(folded))
+
+
+def selection_of(graph: Graph, trace: Trace) -> dict[str, npt.NDArray[np.uint8]]:
+    """What a graph's Selection nodes chose in a trace: name -> uint8 [B, N], 1 = processed."""
+    chosen = {}
+    for node in graph.of_kind(Selection):
+        (edge,) = graph.out_of(node.name)
+        chosen[node.name] = trace[edge.target][0].astype(np.uint8)
+    return chosen
 
 
 # --- the trace of the torch model itself ---
@@ -73,7 +84,7 @@ def model_trace(model: Spikformer, images: npt.NDArray[np.uint8], batch: int = 6
 
     Args:
         model: quantised, in evaluation mode.
-        images: uint8 [B, C, H, W].
+        images: uint8 [B, C, H, W], or events of 0 and 1, uint8 [T, B, C, H, W].
         batch: images at a time.
 
     Raises:
@@ -82,12 +93,12 @@ def model_trace(model: Spikformer, images: npt.NDArray[np.uint8], batch: int = 6
     if not model.quantized:
         raise GraphError("the model is a float model; quantise it (atsnn.quantization) first")
     bits = model.config.quantization.pixel_bits
+    values = np.swapaxes(images, 0, 1) if model.config.events else pixels_to_integers(images, bits)
     parts = []
     with torch.no_grad():
-        for start in range(0, len(images), batch):
-            pixels = pixels_to_integers(images[start : start + batch], bits)
-            image = torch.from_numpy(pixels).float() / (2**bits - 1)
-            parts.append(_hooked(model, image))
+        for start in range(0, len(values), batch):
+            pixels = np.ascontiguousarray(values[start : start + batch])
+            parts.append(_hooked(model, torch.from_numpy(pixels).float() / (2**bits - 1)))
     return {
         key: np.concatenate([part[key] for part in parts], axis=int(key != "logits"))
         for key in parts[0]
@@ -110,12 +121,19 @@ def _hooked(model: Spikformer, image: Tensor) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    gates = {name: name.startswith("gates.") for name in seen}
+    gates = {name: name.startswith(("gates.", "selections.")) for name in seen}
     trace: Trace = {
-        name: torch.cat(values).numpy().astype(np.uint8 if gates[name] else bool)
+        name: _all_steps(torch.cat(values), model.config.steps)
+        .numpy()
+        .astype(np.uint8 if gates[name] else bool)
         for name, values in seen.items()
     }
     return {**trace, "logits": logits.double().numpy()}
+
+
+def _all_steps(values: Tensor, steps: int) -> Tensor:
+    """What ran at the first step only holds for all of them."""
+    return values.expand(steps, *values.shape[1:]) if len(values) == 1 else values
 
 
 def _recorded(model: Spikformer) -> Iterator[tuple[nn.Module, str]]:
@@ -124,7 +142,7 @@ def _recorded(model: Spikformer) -> Iterator[tuple[nn.Module, str]]:
         node = name.replace("stem.stem.", "stem.")
         if isinstance(module, FixedPointConvLayer | FixedPointTokenLayer):
             yield module, f"{node}.neuron"
-        elif isinstance(module, FixedPointNeuron | SpikePool | GateModule):
+        elif isinstance(module, FixedPointNeuron | SpikePool | GateModule | TokenSelection):
             yield module, node
 
 
@@ -193,6 +211,6 @@ def _labels(graph: Graph) -> dict[str, str]:
 
 def _own_label(node: Node) -> str | None:
     part, _, rest = node.name.partition(".")
-    if part in ("blocks", "scores", "gates"):
+    if part in ("blocks", "scores", "gates", "selections"):
         return f"block{int(rest.split('.')[0]) + 1}"
     return {"stem": "stem", "image": "stem", "readout": "head", "output": "head"}.get(part)

@@ -10,14 +10,17 @@ from atsnn.halting import Gate as GateModule
 from atsnn.halting import HaltingScore as HaltingScoreModule
 from atsnn.merging import TokenMerging
 from atsnn.neurons import SpikingNeuron
+from atsnn.rivals import RandomDrop, SpikingTokenSelector, TokenPreference, TokenSelection
 from atsnn.spikformer import (
     AttentionCore,
     ConvLayer,
     SpikePool,
     StreamAdd,
+    TimeFirst,
     TokenLayer,
     ToTokens,
 )
+from atsnn.spikformer import Hold as HoldModule
 from atsnn.spikformer import Readout as ReadoutModule
 from export.converters import Call, Value, batch_norm_node, register_converter, to_numpy
 from export.graph import (
@@ -27,11 +30,13 @@ from export.graph import (
     Conv,
     Gate,
     HaltingScore,
+    Hold,
     Linear,
     Merge,
     OrPool,
     Readout,
     Reshape,
+    Selection,
 )
 
 
@@ -141,6 +146,31 @@ def convert_gate(
     call.once()
     node = Gate(call.name, call.source, module.threshold / module.unit, module.accumulate)
     return call.add(node, "value", score=score, alive=alive), None
+
+
+@register_converter(SpikingTokenSelector)
+@register_converter(TokenPreference)
+@register_converter(RandomDrop)
+def convert_selection(
+    call: Call, module: TokenSelection, x: Value, before: Value | None = None
+) -> Value:
+    """A decision outside of the network, handed over beside the image, and the gate it works."""
+    call.once()
+    chosen = Selection(call.part("chosen"), call.source, module.tokens)
+    score = call.add(chosen, "value")
+    return call.add(Gate(call.name, call.source, 0.5, accumulate=False), "value", score=score)
+
+
+@register_converter(TimeFirst)
+def convert_time_first(call: Call, module: TimeFirst, x: Value) -> Value:
+    """Which axis is time: a graph knows one step at a time."""
+    return x
+
+
+@register_converter(HoldModule)
+def convert_hold(call: Call, module: HoldModule, x: Value) -> Value:
+    """The first step's value at every step."""
+    return call.add(Hold(call.name, call.source), "value", x)
 
 
 @register_converter(TokenMerging)

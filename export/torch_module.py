@@ -7,7 +7,7 @@ masked, never left out, so that the comparison with the engine, which leaves the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from atsnn.fixed_point import (
     DECAY_UNITY,
     EXACT_FLOAT32,
     MERGE_UNITY,
+    SCORE_UNITY,
     STATE_LIMIT,
     pixels_to_integers,
 )
@@ -33,6 +34,7 @@ from export.graph import (
     Gate,
     Graph,
     HaltingScore,
+    Hold,
     Input,
     Linear,
     Merge,
@@ -42,6 +44,7 @@ from export.graph import (
     Output,
     Readout,
     Reshape,
+    Selection,
 )
 from export.ranges import maxima
 from export.shapes import shapes
@@ -65,6 +68,7 @@ def torch_trace(
     graph: Graph,
     images: npt.NDArray,
     *,
+    selection: Mapping[str, npt.NDArray] | None = None,
     batch: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trace:
@@ -73,6 +77,7 @@ def torch_trace(
     Args:
         images: uint8 pixels [B, *input shape] for a quantised graph (events [T, B, ...] of 0 and 1
             where the input has one bit), reals for a float graph.
+        selection: of each Selection node the tokens that are processed, 0 or 1 [B, N].
         batch: images at a time.
         progress: called with (images done, images in all).
 
@@ -87,7 +92,8 @@ def torch_trace(
         for start in range(0, total, batch):
             stop = min(start + batch, total)
             chunk = images[:, start:stop] if axis else images[start:stop]
-            parts.append(_traced(module, chunk))
+            chosen = {name: mask[start:stop] for name, mask in (selection or {}).items()}
+            parts.append(_traced(module, chunk, chosen))
             if progress:
                 progress(stop, total)
     if not parts:
@@ -98,11 +104,14 @@ def torch_trace(
     }
 
 
-def _traced(module: GraphModule, images: npt.NDArray) -> Trace:
-    values = module.run(module.prepare(images))
+def _traced(
+    module: GraphModule, images: npt.NDArray, selection: Mapping[str, npt.NDArray]
+) -> Trace:
+    masks = {name: torch.from_numpy(np.array(mask)) for name, mask in selection.items()}
+    values = module.run(module.prepare(images), masks)
     kinds: dict[type[Node], Any] = {LIF: bool, OrPool: bool, Gate: np.uint8}
     trace = {
-        node.name: values[node.name, "out"].numpy().astype(kinds[type(node)])
+        node.name: module.all_steps(values[node.name, "out"]).numpy().astype(kinds[type(node)])
         for node in module.graph.of_kind(LIF, OrPool, Gate)
     }
     return {**trace, "logits": module.result(values).double().numpy()}
@@ -115,6 +124,9 @@ class GraphModule(nn.Module):
         super().__init__()
         self.graph = validate(graph)
         self._shapes = shapes(graph)
+        self._image = graph.input.shape
+        self._once = graph.once
+        self._masks: dict[str, Tensor] = {}
         self._bounds = maxima(graph) if graph.quantized else {}
         for node in graph.nodes:
             _check_look_back(graph, node)
@@ -172,8 +184,24 @@ class GraphModule(nn.Module):
         value = values[edge.source, edge.source_port]
         return value if isinstance(self.graph[edge.source], Readout) else value.sum(0)
 
-    def run(self, images: Tensor) -> dict[tuple[str, str], Tensor]:
-        """Every output port over time, [T, B, ...]; of a Readout, [B, classes]."""
+    def all_steps(self, value: Tensor) -> Tensor:
+        """A value over all time steps; what runs at the first step only holds."""
+        return value.expand(self.graph.steps, *value.shape[1:]) if len(value) == 1 else value
+
+    def run(
+        self, images: Tensor, selection: Mapping[str, Tensor] | None = None
+    ) -> dict[tuple[str, str], Tensor]:
+        """Every output port over time, [T, B, ...]; of a Readout, [B, classes].
+
+        Where a node runs at the first step only, T is 1.
+
+        Args:
+            images: as `prepare` returns them. selection: see `torch_trace`.
+
+        Raises:
+            GraphError: a Selection node without a mask of its shape.
+        """
+        self._masks = self._checked_masks(selection or {}, images.shape[-len(self._image) - 1])
         if images.dim() == len(self.graph.input.shape) + 1:
             images = images.expand(self.graph.steps, *images.shape)
         if self.graph.feedback:
@@ -191,7 +219,9 @@ class GraphModule(nn.Module):
             values: dict[tuple[str, str], Tensor] = {}
             before = history[-1] if history else {}
             for node in self.graph.nodes:
-                if node not in last:
+                if t and node.name in self._once:
+                    values.update({port: v for port, v in before.items() if port[0] == node.name})
+                elif node not in last:
                     self._execute(node, images[t : t + 1], values, state[node.name], before)
             history.append(values)
         joined = {port: torch.cat([values[port] for values in history]) for port in history[0]}
@@ -218,10 +248,30 @@ class GraphModule(nn.Module):
                 value = torch.zeros(1, images.shape[1], *self._shapes[port])
             arriving.setdefault(edge.target_port, []).append(value)
         if isinstance(node, Input):
-            arriving["in"] = [images]
+            arriving["in"] = [images[:1] if node.name in self._once else images]
         result = _EXECUTORS[node.kind](self, node, arriving, state)
         for port, value in zip(node.outputs, result, strict=True):
             values[node.name, port] = value
+
+    def _checked_masks(self, selection: Mapping[str, Tensor], images: int) -> dict[str, Tensor]:
+        names = {node.name for node in self.graph.of_kind(Selection)}
+        for name in sorted(names ^ selection.keys()):
+            raise GraphError(
+                f"selection of {name}: the graph has Selection nodes {sorted(names)}, masks are "
+                f"given for {sorted(selection)}; give one mask [images, tokens] for each"
+            )
+        for name, mask in selection.items():
+            wanted = (images, *self._shapes[name, "out"])
+            if tuple(mask.shape) != wanted:
+                raise GraphError(
+                    f"selection of {name}: shape {list(mask.shape)}, it needs {list(wanted)}"
+                )
+        unit = float(SCORE_UNITY if self.graph.quantized else 1)
+        return {name: (mask <= 0).float() * unit for name, mask in selection.items()}
+
+    def mask(self, node: Selection) -> Tensor:
+        """Score [1, B, N] of the tokens that are left out."""
+        return self._masks[node.name][None]
 
 
 def _buffer(node: Node, label: str) -> str:
@@ -255,6 +305,17 @@ Result = tuple[Tensor, ...]
 
 def _input(_: GraphModule, __: Input, arriving: Values, ___: State) -> Result:
     return (arriving["in"][0],)
+
+
+def _selection(module: GraphModule, node: Selection, _: Values, __: State) -> Result:
+    score = module.mask(node)
+    steps = 1 if module.graph.feedback else module.graph.steps
+    return (score.expand(steps, *score.shape[1:]),)
+
+
+def _hold(module: GraphModule, _: Hold, arriving: Values, __: State) -> Result:
+    first = arriving["in"][0][:1]
+    return (first if module.graph.feedback else module.all_steps(first),)
 
 
 def _conv(module: GraphModule, node: Conv, arriving: Values, _: State) -> Result:
@@ -493,6 +554,8 @@ def _output(_: GraphModule, __: Output, arriving: Values, ___: State) -> Result:
 
 _EXECUTORS: dict[str, Callable[..., Result]] = {
     "Input": _input,
+    "Selection": _selection,
+    "Hold": _hold,
     "Conv": _conv,
     "Linear": _linear,
     "Norm": _norm,

@@ -36,6 +36,7 @@ from export.graph import (
     OrPool,
     Output,
     Readout,
+    Selection,
 )
 from export.ranges import maxima
 from export.shapes import refuse, shapes
@@ -62,6 +63,7 @@ def validate(graph: Graph) -> Graph:
     _check_wiring(graph)
     _check_order(graph)
     shapes(graph)
+    _check_selections(graph)
     for node in graph.nodes:
         (_check_quantized if graph.quantized else _check_float)(graph, node)
     if graph.quantized:
@@ -201,6 +203,14 @@ def _check_order(graph: Graph) -> None:
                 f"place {place[edge.source]}",
                 "sort the nodes with export.validation.topological",
             )
+
+
+def _check_selections(graph: Graph) -> None:
+    for node in graph.of_kind(Selection):
+        for edge in graph.out_of(node.name):
+            target = graph[edge.target]
+            if not isinstance(target, Gate):
+                refuse(target, f"it reads {node.name}", "only a Gate can read a Selection")
 
 
 # --- number systems ---

@@ -40,14 +40,14 @@ class StoredImages:
     """Images held as one tensor.
 
     Args:
-        images: uint8 [images, C, H, W].
+        images: uint8 [images, C, H, W], or events over T steps (0 or 255) [images, T, C, H, W].
         labels: int64 [images].
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images = images
         self.labels = labels
-        self.shape = (images.shape[1], images.shape[2], images.shape[3])
+        self.shape = (images.shape[-3], images.shape[-2], images.shape[-1])
 
     def __len__(self) -> int:
         return len(self.labels)

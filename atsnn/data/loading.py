@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms.v2 import functional as transforms
 
 from atsnn.config import DataConfig, ModelConfig
-from atsnn.data import cifar, digits, folders, idx
+from atsnn.data import cifar, digits, folders, idx, recordings
 from atsnn.data.images import ChosenImages, Dataset, ImageSet, StoredImages
 from atsnn.errors import DatasetError
 
@@ -19,7 +19,7 @@ _SPLIT_SEED = 0
 _KNOWN = (
     "IDX files (train-images-idx3-ubyte.gz ...), CIFAR-10 or CIFAR-100 as published (binary or "
     "python version, unpacked), class folders train/<class>/ and test/<class>/ (directory or zip), "
-    "TinyImageNet as published"
+    "TinyImageNet as published, N-MNIST (.bin or .bs2 recordings)"
 )
 
 
@@ -37,7 +37,8 @@ def detect(location: Path) -> str:
         found = cifar.find(location)
         if found:
             return found[0].format
-    format = folders.layout(folders.open_files(location).names())
+    names = folders.open_files(location).names()
+    format = folders.layout(names) or recordings.layout(names)
     if format is None:
         raise DatasetError(f"{location}: holds no data set that is known here: {_KNOWN}")
     return format
@@ -56,6 +57,7 @@ def load_dataset(location: Path | str | None, data: DataConfig, model: ModelConf
         DatasetError: missing, damaged, empty, or of another size, depth or number of classes.
     """
     dataset = _read(location, data, model)
+    _check_kind(dataset, data, model)
     if data.resize:
         size = model.image_size
         dataset = replace(
@@ -83,6 +85,8 @@ def _read(location: Path | str | None, data: DataConfig, model: ModelConfig) -> 
         return idx.load(path)
     if format in ("cifar10", "cifar100"):
         return cifar.load(path, format)
+    if format == "nmnist":
+        return recordings.load(path, model.steps, data.time == "collapsed")
     return folders.load(path, format, (model.in_channels, *model.image_size), data.resize)
 
 
@@ -114,6 +118,20 @@ def _resized(images: ImageSet, size: tuple[int, int]) -> ImageSet:
         return images
     parts = [transforms.resize(part, list(size)) for part in images.images.split(4096)]
     return StoredImages(torch.cat(parts), images.labels)
+
+
+def _check_kind(dataset: Dataset, data: DataConfig, model: ModelConfig) -> None:
+    events = dataset.format == "nmnist"
+    if events != model.events:
+        raise DatasetError(
+            f"{dataset.location}: holds {'events' if events else 'images'}, the model takes "
+            f"{'events' if model.events else 'images'}; set model.events to {str(events).lower()}"
+        )
+    if events and data.resize:
+        raise DatasetError(
+            f"{dataset.location}: events are not scaled; set model.image_size to "
+            f"{list(dataset.train.shape[1:])} and data.resize to false"
+        )
 
 
 def _check_fit(dataset: Dataset, model: ModelConfig) -> None:
@@ -148,6 +166,8 @@ def describe(location: Path | str) -> dict[str, str | int | list[str]]:
             dataset = idx.load(path)
         elif format in ("cifar10", "cifar100"):
             dataset = cifar.load(path, format)
+        elif format == "nmnist":
+            dataset = recordings.load(path, steps=1, collapsed=False)
         else:
             dataset = folders.load(path, format, folders.first_shape(path), resize=False)
     channels, height, width = dataset.train.shape

@@ -37,6 +37,7 @@ from export.graph import (
     Gate,
     Graph,
     HaltingScore,
+    Hold,
     Input,
     Linear,
     Merge,
@@ -45,6 +46,7 @@ from export.graph import (
     Output,
     Readout,
     Reshape,
+    Selection,
 )
 from export.ranges import maxima
 from export.shapes import shapes
@@ -71,6 +73,11 @@ def to_onnx(graph: Graph, *, spikes: bool = False, events: bool = False) -> onnx
     validate(graph)
     if not graph.quantized:
         raise UnsupportedTargetError("the graph is a float graph; run the quantize pass first")
+    for node in graph.of_kind(Selection, Hold):
+        raise UnsupportedTargetError(
+            f"{node.kind} {node.name} has no ONNX form here: run this graph in the engine or in "
+            "torch"
+        )
     for node in graph.of_kind(Merge):
         assert isinstance(node, Merge)
         if graph.feedback and node.assignment == "all":

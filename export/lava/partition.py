@@ -12,11 +12,13 @@ from export.graph import (
     Edge,
     Gate,
     Graph,
+    Hold,
     Input,
     Merge,
     Node,
     OrPool,
     Output,
+    Selection,
     Shape,
 )
 from export.shapes import shapes
@@ -143,6 +145,16 @@ def check_supported(graph: Graph) -> None:
         raise UnsupportedTargetError(
             "the graph is in floating point, a Lava network here is fixed point: "
             "run the quantize pass first"
+        )
+    for node in graph.of_kind(Selection):
+        raise UnsupportedTargetError(
+            f"{node.name} ({node.source}) chooses tokens outside of the network, which no "
+            "chip here does: run this graph in the engine or in torch"
+        )
+    for node in graph.of_kind(Hold):
+        raise UnsupportedTargetError(
+            f"{node.name} ({node.source}) holds the first step's value, for which there is no Lava "
+            "process here: run this graph in the engine or in torch, or train without stem_once"
         )
     for edge in graph.edges:
         if edge.lag:

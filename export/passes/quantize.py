@@ -36,6 +36,7 @@ from export.graph import (
     Norm,
     Readout,
     Reshape,
+    Selection,
     Shape,
 )
 from export.passes.base import GraphPass
@@ -234,6 +235,10 @@ class _Quantizer:
         peak = 2**self.pixel_bits - 1
         self.scales[node.name, "out"] = Scale(peak, float(peak))
         return replace(node, bits=self.pixel_bits)
+
+    def _selection(self, node: Selection) -> Node:
+        self.scales[node.name, "out"] = Scale(fixed_point.SCORE_UNITY, SCORE_SCALE)
+        return node
 
     def _add(self, node: Add) -> Node:
         parts = self._arriving(node)

@@ -131,6 +131,19 @@ class ReshapeExecutor(Executor):
         return {"out": out}
 
 
+class HoldExecutor(Executor):
+    """A relay per element: takes a message at the first step and sends it at every step."""
+
+    def advance(self, inputs: Inputs, steps: int, counter: NodeCounter | None) -> Outputs:
+        first = inputs["in"][0][:1]
+        if counter:
+            arrived = counting.messages(self.shared, first)
+            for name in ("messages", "sops", "acs", "unrolled_acs"):
+                counter.add(name, arrived)
+            self.count_relays(counter, first, self.plan.graph.steps)
+        return {"out": first if steps == 1 else np.repeat(first, steps, axis=0)}
+
+
 class AddExecutor(Executor):
     def __init__(self, node: Add, plan: Plan) -> None:
         super().__init__(node, plan)
@@ -478,6 +491,7 @@ EXECUTORS: dict[str, Callable[[Any, Plan], Executor]] = {
     "LIF": LIFExecutor,
     "OrPool": OrPoolExecutor,
     "Reshape": ReshapeExecutor,
+    "Hold": HoldExecutor,
     "Add": AddExecutor,
     "Attention": AttentionExecutor,
     "HaltingScore": HaltingScoreExecutor,

@@ -17,6 +17,7 @@ from export.graph import (
     Edge,
     Graph,
     HaltingScore,
+    Hold,
     Input,
     Linear,
     Merge,
@@ -25,6 +26,7 @@ from export.graph import (
     Output,
     Readout,
     Reshape,
+    Selection,
     Shape,
 )
 from export.shapes import shapes
@@ -60,6 +62,7 @@ class Plan:
         shapes: (node, output port) -> shape without time and batch.
         bounds: (node, output port) -> range of the values; signed, unlike `export.ranges.maxima`.
         static: nodes whose output is the same at every time step.
+        once: nodes that run at the first time step only, because a Hold keeps what they bring.
         attention_gates: attention node -> output port of the gate that its q, k and v share.
         units: node -> value of one spike, of one pixel level or of one full halting score in it.
         pixels: nodes whose output is the image as it is, or rearranged.
@@ -71,6 +74,7 @@ class Plan:
     shapes: dict[Port, Shape]
     bounds: dict[Port, Interval]
     static: frozenset[str]
+    once: frozenset[str]
     attention_gates: dict[str, Port]
     units: dict[str, int]
     pixels: frozenset[str]
@@ -143,6 +147,7 @@ def make_plan(graph: Graph, moving_input: bool = False) -> Plan:
         shapes=shapes(graph),
         bounds={},
         static=static,
+        once=graph.once,
         attention_gates={},
         units=_units(graph),
         pixels=_pixels(graph),
@@ -172,7 +177,7 @@ def _static(graph: Graph) -> frozenset[str]:
     """The image stands still, and so does all that is computed from it without state."""
     static: set[str] = set()
     for node in graph.nodes:
-        if isinstance(node, Input) or (
+        if isinstance(node, Input | Selection) or (
             isinstance(node, Conv | Linear | Reshape | Add | OrPool)
             and all(edge.source in static for edge in graph.into(node.name))
         ):
@@ -184,9 +189,11 @@ def _units(graph: Graph) -> dict[str, int]:
     units: dict[str, int] = {}
     for node in graph.nodes:
         before = [units[edge.source] for edge in graph.into(node.name) if not edge.lag]
-        if isinstance(node, HaltingScore) or (isinstance(node, Add) and SCORE_UNITY in before):
+        if isinstance(node, HaltingScore | Selection) or (
+            isinstance(node, Add) and SCORE_UNITY in before
+        ):
             units[node.name] = SCORE_UNITY
-        elif isinstance(node, Reshape | OrPool):
+        elif isinstance(node, Reshape | OrPool | Hold):
             units[node.name] = before[0]
         else:
             units[node.name] = 2**graph.fraction_bits if isinstance(node, Add | Merge) else 1
@@ -200,7 +207,7 @@ def _multiples(graph: Graph) -> dict[str, int]:
         multiples[node.name] = 1
         if isinstance(node, Add):
             multiples[node.name] = min(m << s for m, s in zip(before, node.shifts, strict=True))
-        elif isinstance(node, Reshape | OrPool) or (
+        elif isinstance(node, Reshape | OrPool | Hold) or (
             isinstance(node, Merge) and node.combine != "mean"
         ):
             multiples[node.name] = before[0]
@@ -252,6 +259,10 @@ def _bound_input(_: Plan, node: Input) -> Interval:
     return Interval(0, 2**node.bits - 1)
 
 
+def _bound_selection(_: Plan, node: Selection) -> Interval:
+    return Interval(0, SCORE_UNITY)
+
+
 def _bound_synapse(plan: Plan, node: Conv | Linear) -> Interval:
     source = plan.bound_into(node.name, "in")
     flat = node.weight.reshape(node.weight.shape[0], -1)
@@ -297,6 +308,8 @@ def _bound_score(_: Plan, node: HaltingScore) -> Interval:
 
 _BOUNDS: dict[str, Callable[[Plan, Any], Interval]] = {
     "Input": _bound_input,
+    "Selection": _bound_selection,
+    "Hold": _bound_same,
     "Conv": _bound_synapse,
     "Linear": _bound_synapse,
     "OrPool": _bound_same,

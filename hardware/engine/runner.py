@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from atsnn.fixed_point import pixels_to_integers
+from atsnn.fixed_point import SCORE_UNITY, pixels_to_integers
 from atsnn.threads import KERNELS
 from export.graph import (
     LIF,
@@ -23,6 +23,7 @@ from export.graph import (
     Conv,
     Gate,
     Graph,
+    Hold,
     Input,
     Linear,
     Merge,
@@ -30,6 +31,7 @@ from export.graph import (
     OrPool,
     Output,
     Readout,
+    Selection,
 )
 from hardware.engine import buffers
 from hardware.engine.buffers import Buffers
@@ -52,6 +54,7 @@ from hardware.events import NodeCounter, NodeLabel, collect
 
 Record = Literal["none", "spikes", "all"] | Collection[str]
 Array = npt.NDArray
+Masks = Mapping[str, npt.NDArray]
 LOGITS = "logits"
 
 _BATCH_BYTES = 64 * 2**20
@@ -62,6 +65,7 @@ def run(
     graph: Graph,
     images: npt.NDArray[np.uint8],
     *,
+    selection: Masks | None = None,
     record: Record = "spikes",
     count_events: bool = True,
     batch: int | None = None,
@@ -73,6 +77,7 @@ def run(
         graph: a quantised graph.
         images: raw 8-bit pixels, uint8 [B, *input shape]; the engine keeps the upper `Input.bits`.
             A graph whose input has 1 bit also takes events, [T, B, *input shape] of 0 and 1.
+        selection: of each Selection node the tokens that are processed, 0 or 1 [B, N].
         record: what `EngineResult.trace` holds: "spikes" (LIF, OrPool and Gate nodes, and logits),
             "all" (every node; other outputs of a Merge as "name:gate", "name:alive", "name:size"),
             "none" (logits only), or the names of nodes.
@@ -82,9 +87,11 @@ def run(
 
     Raises:
         EngineError: the graph is not quantised or holds what the engine cannot run, or the images
-            are of another size or type; the message names both sizes.
+            or masks are of another size or type; the message names both sizes.
     """
-    return _run(Engine(graph), images, record, count_events, batch, progress, keep_packed=False)
+    return _run(
+        Engine(graph), images, selection, record, count_events, batch, progress, keep_packed=False
+    )
 
 
 class Engine:
@@ -106,6 +113,7 @@ class Engine:
         self,
         images: npt.NDArray[np.uint8],
         *,
+        selection: Masks | None = None,
         record: Record = "spikes",
         count_events: bool = True,
         batch: int | None = None,
@@ -113,7 +121,9 @@ class Engine:
     ) -> EngineResult:
         """As `hardware.engine.run`. One run at a time: a second thread waits."""
         with self._running:
-            return _run(self, images, record, count_events, batch, progress, keep_packed=True)
+            return _run(
+                self, images, selection, record, count_events, batch, progress, keep_packed=True
+            )
 
     def plan(self, moving: bool) -> Plan:
         """The plan for images that stand still, or for events."""
@@ -132,6 +142,7 @@ class Engine:
 def _run(
     engine: Engine,
     images: Array,
+    selection: Masks | None,
     record: Record,
     count_events: bool,
     batch: int | None,
@@ -142,6 +153,7 @@ def _run(
     plan = engine.plan(moving)
     _check_images(plan, images, moving)
     total = images.shape[1] if moving else len(images)
+    scores = _selection_scores(plan, selection or {}, total)
     if batch is not None and batch < 1:
         raise EngineError(f"batch is {batch}; the engine runs at least 1 image at a time")
     recorded = _recorded_ports(plan, record)
@@ -156,7 +168,8 @@ def _run(
         if not moving:
             pixels = pixels_to_integers(pixels, plan.input_node.bits)
         with KERNELS, buffers.using(memory):
-            current.run_batch(pixels, release=not keep_packed and start + size >= total)
+            chosen = {port: score[:, part] for port, score in scores.items()}
+            current.run_batch(pixels, chosen, release=not keep_packed and start + size >= total)
         if progress:
             progress(min(start + size, total), total)
     return current.result()
@@ -192,6 +205,26 @@ def _check_images(plan: Plan, images: Array, moving: bool) -> None:
         )
 
 
+def _selection_scores(plan: Plan, selection: Masks, images: int) -> dict[Port, Array]:
+    """Scores int32 [1, B, N] of all Selection nodes, from masks of the tokens that are kept."""
+    names = {node.name for node in plan.graph.of_kind(Selection)}
+    if names ^ selection.keys():
+        raise EngineError(
+            f"selection: masks are given for {sorted(selection)}, the graph has Selection nodes "
+            f"{sorted(names)}: give one mask [images, tokens] for each"
+        )
+    scores = {}
+    for name, mask in selection.items():
+        wanted = (images, *plan.shapes[name, "out"])
+        if mask.shape != wanted:
+            raise EngineError(
+                f"selection of {name}: shape {list(mask.shape)}, it needs {list(wanted)} "
+                "(images, tokens)"
+            )
+        scores[name, "out"] = np.where(mask > 0, 0, SCORE_UNITY).astype(np.int32)[None]
+    return scores
+
+
 def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
@@ -211,7 +244,7 @@ class _Network:
     """The executors of a plan.
 
     Attributes:
-        nodes: all but the Input.
+        nodes: all but the Input and Selections.
         spiking: LIF node -> executor of what is in front of it and of itself as one.
         absorbed: the nodes that run with the LIF behind them.
         executors: node -> executor, of all that are not absorbed.
@@ -219,7 +252,7 @@ class _Network:
 
     def __init__(self, plan: Plan, recorded: Collection[Port]) -> None:
         self.plan = plan
-        self.nodes = [node for node in plan.graph.nodes if not isinstance(node, Input)]
+        self.nodes = [node for node in plan.graph.nodes if not isinstance(node, Input | Selection)]
         self.spiking = self._spiking(recorded)
         self.absorbed = {spiking.node_name for spiking in self.spiking.values()}
         self.executors: dict[str, Executor] = {
@@ -293,8 +326,10 @@ class _Run:
         for executor in self.executors.values():
             executor.begin()
 
-    def run_batch(self, pixels: Array, release: bool) -> None:
+    def run_batch(self, pixels: Array, chosen: dict[Port, Array], release: bool) -> None:
         """Run one batch, pixels [1 or T, B, *input shape], and keep what was asked for.
+
+        `chosen`: what the Selections bring.
 
         With `release`, each layer frees its packed weights once it has run.
         """
@@ -305,7 +340,8 @@ class _Run:
         counters = {node.name: NodeCounter(pixels.shape[1]) for node in self.nodes}
         parts: dict[str, list[Array]] = {name: [] for name in self.kept.values()}
         passes = self._step_by_step if self.plan.graph.feedback else self._layer_by_layer
-        for values in passes(pixels, counters if self.count_events else {}):
+        given = {(self.plan.input_node.name, "out"): self._first(pixels), **chosen}
+        for values in passes(given, counters if self.count_events else {}):
             for port in self.kept.keys() & values.keys():
                 parts[self.kept[port]].append(values[port])
         for name, pieces in parts.items():
@@ -328,16 +364,21 @@ class _Run:
         return whole.astype(np.uint8) if name in self.gates else whole
 
     def _layer_by_layer(
-        self, pixels: Array, counters: dict[str, NodeCounter]
+        self, given: dict[Port, Array], counters: dict[str, NodeCounter]
     ) -> Iterator[dict[Port, Array]]:
         """Yield each node's outputs, all time steps at once; drop what no later node reads."""
-        values: dict[Port, Array] = {(self.plan.input_node.name, "out"): self._first(pixels)}
+        values = dict(given)
+        if self.plan.input_node.name in self.plan.once:
+            image = (self.plan.input_node.name, "out")
+            values[image] = values[image][:1]
         left = self.uses.copy()
         yield dict(values)
         for node in self.nodes:
             if node.name in self.network.absorbed:
                 continue
-            outputs = self._advance(node, values, {}, self.plan.graph.steps, counters)
+            rests = node.name in self.plan.once and not isinstance(node, Hold)
+            steps = 1 if rests else self.plan.graph.steps
+            outputs = self._advance(node, values, {}, steps, counters)
             if self.release:
                 self.executors[node.name].release()
             yield outputs
@@ -352,15 +393,16 @@ class _Run:
                     values.pop(port, None)
 
     def _step_by_step(
-        self, pixels: Array, counters: dict[str, NodeCounter]
+        self, given: dict[Port, Array], counters: dict[str, NodeCounter]
     ) -> Iterator[dict[Port, Array]]:
         """Yield all outputs of each time step; what stands still is computed at the first."""
         before: dict[Port, Array] = {}
         for t in range(self.plan.graph.steps):
-            pixels_now = self._first(pixels[t % len(pixels)][None])
-            now: dict[Port, Array] = {(self.plan.input_node.name, "out"): pixels_now}
+            now = {port: value[t % len(value)][None] for port, value in given.items()}
             for node in self.nodes:
-                if node.name not in self.plan.static:
+                if t and node.name in self.plan.once:
+                    now[node.name, "out"] = before[node.name, "out"]
+                elif node.name in self.plan.once or node.name not in self.plan.static:
                     now.update(self._advance(node, now, before, 1, counters))
                 elif t == 0:
                     now.update(self._advance(node, now, before, self.plan.graph.steps, counters))
@@ -446,7 +488,7 @@ class _Run:
 
 def _recorded_ports(plan: Plan, record: Record) -> dict[Port, str]:
     """Which output ports to keep, and under which name."""
-    nodes = [n for n in plan.graph.nodes if not isinstance(n, Readout | Output)]
+    nodes = [n for n in plan.graph.nodes if not isinstance(n, Readout | Output | Selection)]
     ports = {
         (node.name, port): node.name if port == "out" else f"{node.name}:{port}"
         for node in nodes

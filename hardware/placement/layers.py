@@ -27,6 +27,7 @@ from export.graph import (
     Gate,
     Graph,
     HaltingScore,
+    Hold,
     Input,
     Linear,
     Node,
@@ -34,9 +35,11 @@ from export.graph import (
     Output,
     Readout,
     Reshape,
+    Selection,
     Shape,
 )
 from export.shapes import shapes
+from hardware.errors import PlacementError
 
 CONTROL_PORTS = ("gate", "alive", "size")
 SUMS = ":sums"
@@ -189,6 +192,11 @@ def network_of(graph: Graph) -> Network:
 
 class _Builder:
     def __init__(self, graph: Graph) -> None:
+        for node in graph.of_kind(Selection, Hold):
+            raise PlacementError(
+                f"{node.kind} {node.name} (torch module {node.source}) has no form on a core: "
+                "place a network without selection and without stem_once"
+            )
         self.graph = graph
         self.shapes = shapes(graph)
         self.into: dict[str, list[Edge]] = {}

@@ -127,7 +127,7 @@ def test_presets_and_data(command, data):
         (["train", "--preset", "demo-fashion", "--out", "x"], "no data folder given"),
         (
             ["train", "--preset", "digits", "--out", "x", "--set", "train.lrr=1"],
-            "preset digits: unknown key train.lrr; known here: batch,",
+            "preset digits: unknown key train.lrr; known here: accumulate, batch,",
         ),
         (["train", "--preset", "digits", "--out", "x", "--set", "lr"], "write key=value"),
     ],

@@ -46,7 +46,7 @@ from atsnn.errors import ConfigError
         ),
         (
             {"stages": [{"name": "fine", "train": {"lrr": 1}}]},
-            "stage fine: unknown key train.lrr; known here: batch, ",
+            "stage fine: unknown key train.lrr; known here: accumulate, batch, ",
         ),
         ({"train": {"lr": -1, "epochs": 0}}, r"\(and 1 more mistake\)"),
     ],

@@ -1,0 +1,154 @@
+"""`atsnn sweep run | test | show | report`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from atsnn.progress import Meter, say
+
+app = typer.Typer(
+    help="Grids of methods, budgets and seeds: train, deploy, compare.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the sweep.")]
+_SHOWN = (
+    ("accuracy", "accuracy", "{:.2%}"),
+    ("average_tokens", "tokens", "{:.1%}"),
+    ("sops", "SOPs/image", "{:,.0f}"),
+    ("macs", "MACs/image", "{:,.0f}"),
+    ("spikes_differing", "spikes differing", "{:.0f}"),
+    ("seconds", "seconds", "{:.0f}"),
+)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the sweep.")],
+    out: Annotated[Path, typer.Option(help="Folder of the sweep; run again to go on.")],
+    data: Annotated[str, typer.Option("--data", metavar="DIR", help="As for `atsnn train`.")],
+    start: Annotated[Path, typer.Option(help="Checkpoint that every cell starts from.")],
+    workers: Annotated[int, typer.Option(min=1, help="Cells at a time on this machine.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Torch threads of each cell (default: torch's).")
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Dask scheduler; its workers share the folder."),
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Run failed cells again.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the cells that are not done yet, and write OUT/table.csv."""
+    from hardware.sweep.cell import Job
+    from hardware.sweep.config import cells_of, load_sweep
+    from hardware.sweep.runner import read_table, run_sweep
+
+    console = Console(stderr=True)
+    sweep = load_sweep(config)
+    job = Job(out, sweep, data, start.resolve(), threads)
+    cells = cells_of(sweep)
+    done = sum((job.place(cell) / "result.json").exists() for cell in cells)
+    say(console, f"{len(cells)} cells, {done} of them ended before")
+    with Meter("cells", len(cells), console, done) as meter:
+
+        def report(name: str, row: dict[str, Any]) -> None:
+            meter.advance(note=name)
+            say(console, f"{name}: {_in_words(row)}")
+
+        table = run_sweep(job, workers, cluster, retry, report)
+    rows = read_table(table)
+    if as_json:
+        print(json.dumps({"table": str(table), "rows": rows}))
+    else:
+        _print_rows(rows)
+        say(console, f"table: {table}")
+    if any(row["status"] == "failed" for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command("test")
+def on_test_images(
+    out: OutArgument,
+    cell: Annotated[
+        list[str], typer.Option("--cell", help="Id of a finished cell; may be given many times.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Deploy chosen cells on the test images, each once, and write OUT/test.csv."""
+    from hardware.sweep.cell import load_job
+    from hardware.sweep.runner import deploy_on_test, read_table
+
+    console = Console(stderr=True)
+    with Meter("cells", len(cell), console) as meter:
+        table = deploy_on_test(load_job(out), cell, lambda name, row: meter.advance(note=name))
+    rows = read_table(table)
+    if as_json:
+        print(json.dumps({"table": str(table), "rows": rows}))
+    else:
+        _print_rows(rows)
+
+
+@app.command()
+def show(out: OutArgument, as_json: JsonOption = False) -> None:
+    """Print the table of a sweep."""
+    from hardware.sweep.cell import load_job
+    from hardware.sweep.runner import TABLE_FILE, read_table
+
+    rows = read_table(load_job(out).folder / TABLE_FILE)
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        _print_rows(rows)
+
+
+@app.command()
+def report(
+    out: Annotated[
+        list[Path], typer.Argument(metavar="OUT...", help="Folders of finished sweeps.")
+    ],
+    page: Annotated[Path, typer.Option(help="Markdown page to write.")] = Path("docs/results.md"),
+    as_json: JsonOption = False,
+) -> None:
+    """Draw the results page and its pictures from the tables."""
+    from hardware.sweep.page import write_page
+
+    written = write_page(out, page)
+    if as_json:
+        print(json.dumps([str(path) for path in written]))
+    else:
+        for path in written:
+            print(path)
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    if row.get("status") == "failed":
+        return f"failed: {row['error']}"
+    return f"accuracy {row['accuracy']:.2%}, tokens {row['average_tokens']:.1%}"
+
+
+def _print_rows(rows: list[dict[str, str]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("method", "budget", "seed"):
+        table.add_column(heading)
+    for _, heading, _ in _SHOWN:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        cells = [row["method"], row["budget"], row["seed"]]
+        if row["status"] == "failed":
+            cells.append(f"failed: {row['error']}")
+        else:
+            cells += [
+                form.format(float(row[key])) if row.get(key) else "" for key, _, form in _SHOWN
+            ]
+        table.add_row(*(Text(cell) for cell in cells))
+    Console().print(table)

@@ -1,0 +1,208 @@
+"""Configuration of a sweep, and the cells of its grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from atsnn.config import ConfigSection, RunConfig, merged, parse, read_yaml
+from atsnn.errors import ConfigError
+
+Group = Literal["reference", "ours", "rival", "ablation"]
+_NAME = r"^[a-z0-9][a-z0-9_.-]*$"
+ONLY = "all"
+"""Name of the budget of a method that has none."""
+
+
+class Changes(ConfigSection):
+    """What a method or a budget changes in the run of the sweep, section by section."""
+
+    model: dict[str, Any] = Field(default={})
+    data: dict[str, Any] = Field(default={})
+    augment: dict[str, Any] = Field(default={})
+    train: dict[str, Any] = Field(default={})
+
+
+class Source(ConfigSection):
+    """The trained cell whose weights a method without training takes (of the same seed)."""
+
+    method: str
+    budget: str = ONLY
+
+
+class MethodConfig(Changes):
+    """One method, at one or more budgets.
+
+    Attributes:
+        name: in the table. group: what the results page shows it as. label: how pictures call it.
+        budgets: name -> what it changes on top of the method; none: one cell named `all`.
+        seeds: instead of the sweep's.
+        source: the method is not trained: it runs on the weights of this cell, and `model` is laid
+            over that cell's.
+        family: for ablations, the question that this method is one answer to.
+    """
+
+    name: str = Field(pattern=_NAME)
+    group: Group = "rival"
+    label: str = ""
+    family: str = ""
+    budgets: dict[str, Changes] = Field(default={})
+    seeds: tuple[int, ...] | None = None
+    source: Source | None = None
+
+
+class SweepConfig(ConfigSection):
+    """A grid of cells around one run.
+
+    Attributes:
+        title: of the results page. note: a sentence below it, for example about the data.
+        run: what all cells share: model, data, augment, train, stages (the last one quantised).
+        seeds: of every method that names none.
+        verify_images: so many images of each cell are compared spike by spike, torch with engine.
+        measure_images: deployed numbers come from so many validation images (None: all).
+        show_images: the licence of the images lets pictures show them.
+        picture: the cell (of the first seed) whose tokens the results page draws.
+        methods: in the order of the table.
+    """
+
+    title: str
+    note: str = ""
+    picture: Source | None = None
+    run: dict[str, Any]
+    seeds: tuple[int, ...] = (0,)
+    verify_images: int = Field(default=256, ge=1)
+    measure_images: int | None = Field(default=None, ge=1)
+    show_images: bool = False
+    methods: tuple[MethodConfig, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SweepConfig:
+        names = [method.name for method in self.methods]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"methods: two are named {twice[0]}")
+        found = {(cell.method, cell.budget) for cell in cells_of(self)}
+        wanted = self.picture
+        if wanted is not None and (wanted.method, wanted.budget) not in found:
+            raise ValueError(f"picture: no cell {wanted.method} with budget {wanted.budget}")
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid.
+
+    Attributes:
+        id: `<method>@<budget>-s<seed>`, the name of its folder.
+        run: its configuration, all stages, without `train.initial`.
+        source: id of the cell whose model it takes instead of training; None: it is trained.
+    """
+
+    id: str
+    method: str
+    budget: str
+    seed: int
+    run: RunConfig
+    source: str | None
+
+
+def load_sweep(path: Path) -> SweepConfig:
+    """Read a sweep's YAML file.
+
+    Raises:
+        ConfigError: unreadable, or the first key that is wrong.
+    """
+    return parse_sweep(read_yaml(path), str(path))
+
+
+def parse_sweep(values: dict[str, Any], origin: str) -> SweepConfig:
+    """Validate a sweep; see `load_sweep`."""
+    return parse(SweepConfig, values, origin)
+
+
+def cells_of(sweep: SweepConfig) -> list[Cell]:
+    """All cells, in the order of the methods, budgets and seeds.
+
+    Raises:
+        ConfigError: a cell whose configuration is not valid, or a source that is not in the grid.
+    """
+    cells = [
+        _cell(sweep, method, budget, seed)
+        for method in sweep.methods
+        for budget in (method.budgets or (ONLY,))
+        for seed in (method.seeds if method.seeds is not None else sweep.seeds)
+    ]
+    by_id = {cell.id: cell for cell in cells}
+    for cell in cells:
+        if cell.source is None:
+            continue
+        source = by_id.get(cell.source)
+        if source is None or source.source is not None:
+            trained = [other.id for other in cells if other.source is None]
+            raise ConfigError(
+                f"{cell.id}: its source {cell.source} is no trained cell of this sweep; "
+                f"there are: {', '.join(trained)}"
+            )
+    return cells
+
+
+def _cell(sweep: SweepConfig, method: MethodConfig, budget: str, seed: int) -> Cell:
+    name = cell_id(method.name, budget, seed)
+    source = method.source
+    values = sweep.run
+    if source is not None:
+        values = _changed(values, *_changes(sweep, source.method, source.budget, name))
+    values = _changed(values, *_own_changes(method, budget, name))
+    values = merged(values, {"train": {"seed": seed}})
+    run = parse(RunConfig, values, f"cell {name}")
+    last = list(run.stage_configs().values())[-1]
+    if not last.train.quantized:
+        raise ConfigError(
+            f"cell {name}: its last stage trains a float model, but what is deployed is quantised; "
+            "end with a stage that has train.quantized: true"
+        )
+    if run.train.initial is not None:
+        raise ConfigError(
+            f"cell {name}: run.train.initial is {run.train.initial}; every cell starts from the "
+            "checkpoint that the sweep is given (--start)"
+        )
+    taken = None if source is None else cell_id(source.method, source.budget, seed)
+    return Cell(name, method.name, budget, seed, run, taken)
+
+
+def cell_id(method: str, budget: str, seed: int) -> str:
+    """Name of a cell and of its folder."""
+    return f"{method}@{budget}-s{seed}"
+
+
+def _changes(sweep: SweepConfig, name: str, budget: str, cell: str) -> list[Changes]:
+    for method in sweep.methods:
+        if method.name == name:
+            return _own_changes(method, budget, cell)
+    known = ", ".join(method.name for method in sweep.methods)
+    raise ConfigError(f"cell {cell}: no method {name} to take weights from; there are: {known}")
+
+
+def _own_changes(method: MethodConfig, budget: str, cell: str) -> list[Changes]:
+    if budget == ONLY and not method.budgets:
+        return [method]
+    if budget not in method.budgets:
+        raise ConfigError(
+            f"cell {cell}: method {method.name} has no budget {budget}; "
+            f"there are: {', '.join(method.budgets) or ONLY}"
+        )
+    return [method, method.budgets[budget]]
+
+
+def _changed(values: dict[str, Any], *changes: Changes) -> dict[str, Any]:
+    """Lay changes over the run; what its stages say of themselves still wins."""
+    result = dict(values)
+    for change in changes:
+        for section in ("model", "data", "augment", "train"):
+            given = getattr(change, section)
+            if given:
+                result = merged(result, {section: given})
+    return result

@@ -1,0 +1,255 @@
+"""The results page: every sentence with a number in it takes the number from a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from atsnn.errors import ConfigError
+from atsnn.files import write_atomically
+from hardware.report import format_count, format_joules
+from hardware.sweep import pictures
+from hardware.sweep.cell import DETAILS_FILE, Job, load_job
+from hardware.sweep.config import Source, cell_id, cells_of
+from hardware.sweep.measure import PROFILES
+from hardware.sweep.runner import TABLE_FILE, TEST_TABLE_FILE, read_table
+from hardware.sweep.summary import (
+    OperationClaim,
+    Point,
+    TokenClaim,
+    operation_claim,
+    points,
+    reference,
+    token_claims,
+)
+
+_TEMPLATE = "results.md.j2"
+_CLAIMED = 0.424
+
+
+def write_page(folders: Sequence[Path], page: Path) -> list[Path]:
+    """Write the page and, in a folder beside it, its pictures; returns all files written.
+
+    Args:
+        folders: of sweeps, in the order of the page. page: a `.md` file.
+
+    Raises:
+        ConfigError: a folder without a table, or a file that cannot be written.
+    """
+    sweeps, written = [], []
+    for folder in folders:
+        context, files = _sweep(load_job(folder), page)
+        sweeps.append(context)
+        written += files
+    text = _template().render(
+        sweeps=sweeps,
+        profiles=PROFILES,
+        command=f"atsnn sweep report {' '.join(map(str, folders))} --page {page}",
+    )
+    try:
+        write_atomically(page, _squeezed(text).encode())
+    except OSError as error:
+        raise ConfigError(f"{page}: cannot be written ({error.strerror or error})") from None
+    return [page, *written]
+
+
+def _template() -> jinja2.Template:
+    source = (resources.files("hardware.sweep") / _TEMPLATE).read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(source)
+
+
+def _squeezed(text: str) -> str:
+    """One empty line at a time, and none between the rows of a table."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        line = line.rstrip()
+        if not line and (not lines or not lines[-1]):
+            continue
+        if line.startswith("|") and len(lines) > 1 and not lines[-1] and lines[-2].startswith("|"):
+            lines.pop()
+        lines.append(line)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _sweep(job: Job, page: Path) -> tuple[dict[str, Any], list[Path]]:
+    table = read_table(job.folder / TABLE_FILE)
+    if not table:
+        raise ConfigError(f"{job.folder}: holds no table with rows yet; run the sweep first")
+    labels = {method.name: method.label for method in job.sweep.methods}
+    found = points(table, labels)
+    tests = {(p.method, p.budget): p for p in points(_tests(job), labels)}
+    everything = reference(found)
+    rows = [_row(point, everything, tests) for point in found]
+    done = [row for row in table if row["status"] == "done"]
+    context: dict[str, Any] = {
+        "title": job.sweep.title,
+        "note": job.sweep.note,
+        "cells": len(cells_of(job.sweep)),
+        "done": len(done),
+        "images": done[0]["images"] if done else 0,
+        "compared": f"{sum(int(row['spikes_compared']) for row in done):,}",
+        "differing": sum(int(row["spikes_differing"]) for row in done),
+        "rows": [row for row, point in zip(rows, found, strict=True) if not _is_ablation(point)],
+        "token_claims": [_token_claim(claim) for claim in token_claims(found)],
+        "verdict": _verdict(token_claims(found)),
+        "operation_claims": [
+            _operation_claim(operation_claim(found, group), name)
+            for group, name in (("ours", "Ours"), ("rival", "Rivals"))
+        ],
+        "ablations": _ablations(rows, found),
+        "failed": [
+            {
+                "cell": cell_id(row["method"], row["budget"], int(row["seed"])),
+                "error": row["error"].replace("|", "\\|"),
+            }
+            for row in table
+            if row["status"] == "failed"
+        ],
+        "costs": "",
+        "pictured": "",
+    }
+    drawn = _draw(job, found, context, page) if done else []
+    return context, drawn
+
+
+def _tests(job: Job) -> list[dict[str, str]]:
+    return read_table(job.folder / TEST_TABLE_FILE)
+
+
+def _is_ablation(point: Point) -> bool:
+    return point.group == "ablation"
+
+
+# --- numbers in words ---
+
+
+def _row(
+    point: Point, everything: Point | None, tests: dict[tuple[str, str], Point]
+) -> dict[str, Any]:
+    test = tests.get((point.method, point.budget))
+    return {
+        "label": point.label,
+        "budget": point.budget,
+        "seeds": point.seeds,
+        "epochs": round(point.mean("epochs")),
+        "accuracy": _range(point, "accuracy"),
+        "test": _range(test, "accuracy") if test else "",
+        "tokens": _range(point, "average_tokens", 1),
+        "sops": format_count(point.mean("sops")),
+        "change": _change(point, everything),
+        "stem": f"{point.mean('stem_sops') / point.mean('sops'):.0%}",
+        "macs": format_count(point.mean("macs")),
+        "decision": format_count(point.mean("selector_macs")),
+        "joules": [format_joules(point.mean(f"joules/{name}")) for name in PROFILES],
+    }
+
+
+def _range(point: Point, column: str, digits: int = 2) -> str:
+    """The mean in per cent, with the range over seeds where there is one."""
+    low, high = point.spread(column)
+    mean = f"{point.mean(column) * 100:.{digits}f} %"
+    if point.seeds == 1:
+        return mean
+    return f"{mean} ({low * 100:.{digits}f}–{high * 100:.{digits}f})"
+
+
+def _change(point: Point, everything: Point | None) -> str:
+    if everything is None or everything is point:
+        return ""
+    return f"{(point.mean('sops') / everything.mean('sops') - 1) * 100:+.1f} %"
+
+
+def _token_claim(claim: TokenClaim) -> dict[str, str]:
+    ours = claim.ours
+    return {
+        "rival": claim.rival.name,
+        "rival_accuracy": _range(claim.rival, "accuracy"),
+        "rival_tokens": _range(claim.rival, "average_tokens", 1),
+        "ours": ours.name if ours else "none is as accurate",
+        "accuracy": _range(ours, "accuracy") if ours else "",
+        "tokens": _range(ours, "average_tokens", 1) if ours else "",
+        "fewer": f"{claim.fewer * 100:.1f} %" if claim.fewer is not None else "",
+    }
+
+
+def _verdict(claims: list[TokenClaim]) -> str:
+    if not claims:
+        return ""
+    first = claims[0]
+    if first.ours is None or first.fewer is None:
+        return "no point of ours is as accurate, so the claim does not hold here"
+    words = f"{first.ours.name} has {first.fewer * 100:.1f} % fewer tokens"
+    if first.fewer >= _CLAIMED:
+        return f"{words}, at least the 42.4 % that the paper claims"
+    return f"{words}, less than the 42.4 % that the paper claims"
+
+
+def _operation_claim(claim: OperationClaim | None, name: str) -> str:
+    if claim is None:
+        return f"{name}: no point loses at most 0.5 points against all tokens, or there is none."
+    lost = claim.lost * 100
+    words = f"{lost:.2f} points lost" if lost > 0 else f"{-lost:.2f} points gained"
+    return (
+        f"{name}: {claim.point.name} has {claim.fewer * 100:.1f} % fewer SOPs than all tokens, "
+        f"stem included, at {words} ({claim.point.seeds} seeds)."
+    )
+
+
+def _ablations(rows: list[dict[str, Any]], found: list[Point]) -> dict[str, list[dict[str, Any]]]:
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row, point in zip(rows, found, strict=True):
+        if point.family:
+            families.setdefault(point.family, []).append(row)
+    return families
+
+
+# --- pictures ---
+
+
+def _draw(job: Job, found: list[Point], context: dict[str, Any], page: Path) -> list[Path]:
+    folder = page.parent / page.stem
+    prefix = job.folder.name
+
+    def place(name: str) -> Path:
+        path = folder / f"{prefix}-{name}.png"
+        context[name] = f"{page.stem}/{path.name}"
+        written.append(path)
+        return path
+
+    written: list[Path] = []
+    pictures.draw_costs(found, place("costs"))
+    chosen = _pictured(job, found)
+    if chosen is None:
+        return written
+    cell = next(c for c in cells_of(job.sweep) if c.id == chosen)
+    grid = cell.run.model.grid
+    with np.load(job.place(cell) / DETAILS_FILE) as stored:
+        details = dict(stored)
+    context["pictured"] = f"`{chosen}`"
+    context["has_images"] = "images" in details
+    pictures.draw_open_tokens(details, grid, place("open"))
+    pictures.draw_token_maps(details, grid, place("maps"))
+    pictures.draw_class_steps(details, place("classes"))
+    return written
+
+
+def _pictured(job: Job, found: list[Point]) -> str | None:
+    """Id of the cell that is drawn: the configured one, else the last of ours that ended."""
+    wanted = job.sweep.picture
+    if wanted is None:
+        ours = [point for point in found if point.group == "ours"]
+        if not ours:
+            return None
+        wanted = Source(method=ours[-1].method, budget=ours[-1].budget)
+    for point in found:
+        if (point.method, point.budget) == (wanted.method, wanted.budget):
+            return cell_id(point.method, point.budget, int(point.rows[0]["seed"]))
+    return None

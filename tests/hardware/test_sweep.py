@@ -1,0 +1,440 @@
+"""A sweep ends in one tidy table, whatever kills it on the way."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_sweeps import FEW, SWEEP, sweep, tiny_job, write_images
+from typer.testing import CliRunner
+
+from atsnn.cli import app
+from atsnn.data import load_dataset
+from atsnn.errors import ConfigError
+from hardware.sweep.cell import Job, load_job
+from hardware.sweep.config import cells_of
+from hardware.sweep.measure import PROFILES
+from hardware.sweep.page import write_page
+from hardware.sweep.runner import TIMES, deploy_on_test, read_table, run_sweep
+from hardware.sweep.summary import operation_claim, points, token_claims
+
+Rows = list[dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweep")
+
+
+@pytest.fixture(scope="module")
+def finished(work: Path) -> Job:
+    job = tiny_job(work)
+    run_sweep(job, workers=2)
+    return job
+
+
+def without_times(rows: Rows) -> Rows:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+# --- the grid ---
+
+
+def test_the_grid_is_methods_by_budgets_by_seeds():
+    grid = sweep(seeds=[0, 1], methods=[*SWEEP["methods"][:2], {"name": "once", "seeds": [5]}])
+    assert [cell.id for cell in cells_of(grid)] == [
+        "all-tokens@all-s0",
+        "all-tokens@all-s1",
+        "halting@low-s0",
+        "halting@low-s1",
+        "halting@high-s0",
+        "halting@high-s1",
+        "once@all-s5",
+    ]
+    assert [cell.run.train.seed for cell in cells_of(grid)] == [0, 1, 0, 1, 0, 1, 5]
+
+
+def test_a_budget_lies_over_its_method_and_a_source_below_both():
+    ablation = {
+        "name": "max",
+        "source": {"method": "halting", "budget": "low"},
+        "model": {"merging": {"enabled": True, "count": 1, "combine": "max"}},
+    }
+    cells = {c.id: c for c in cells_of(sweep(methods=[*SWEEP["methods"][:2], ablation]))}
+    low = cells["halting@low-s0"].run
+    assert low.train.gate_target == 0.2
+    assert low.model.halting.enabled
+    over = cells["max@all-s0"]
+    assert over.source == "halting@low-s0"
+    assert over.run.model.halting.enabled
+    assert over.run.model.merging.combine == "max"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": [{"name": "a"}, {"name": "a"}]}, "two are named a"),
+        (
+            {"methods": [{"name": "a", "source": {"method": "b"}}]},
+            "no method b to take weights from; there are: a",
+        ),
+        (
+            {"methods": [{"name": "a"}, {"name": "b", "source": {"method": "a", "budget": "x"}}]},
+            "method a has no budget x; there are: all",
+        ),
+        (
+            {"methods": [{"name": "a"}, {"name": "b", "source": {"method": "a"}, "seeds": [7]}]},
+            "its source a@all-s7 is no trained cell of this sweep; there are: a@all-s0",
+        ),
+        ({"run": {**SWEEP["run"], "stages": []}}, "end with a stage that has train.quantized"),
+        (
+            {"methods": [{"name": "a", "model": {"heads": 3}}]},
+            "cell a@all-s0: model: dim 8 does not divide into 3 heads",
+        ),
+        (
+            {"run": {**SWEEP["run"], "train": {**SWEEP["run"]["train"], "initial": "x"}}},
+            "every cell starts from the checkpoint that the sweep is given",
+        ),
+        ({"methods": [{"name": "Bad Name"}]}, "name"),
+    ],
+)
+def test_a_grid_that_cannot_run_is_refused_before_it_starts(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep(**changes)
+
+
+# --- the table ---
+
+
+def test_every_cell_is_a_row_with_its_numbers(finished):
+    rows = read_table(finished.folder / "table.csv")
+    assert [(row["method"], row["budget"]) for row in rows] == [
+        ("all-tokens", "all"),
+        ("halting", "low"),
+        ("halting", "high"),
+        ("sparse-spikformer", "all"),
+        ("tp-spikformer", "half"),
+        ("tome", "all"),
+    ]
+    for row in rows:
+        assert row["status"] == "done"
+        assert row["error"] == ""
+        assert row["images"] == "12"
+        assert row["verified_images"] == "5"
+        assert int(row["spikes_compared"]) > 0
+        assert row["spikes_differing"] == "0"
+        assert 0 < float(row["average_tokens"]) <= 1
+        assert 0 < float(row["stem_sops"]) < float(row["sops"])
+        for name in PROFILES:
+            assert float(row[f"joules/{name}"]) > 0
+    by_method = {row["method"]: row for row in rows}
+    assert float(by_method["all-tokens"]["average_tokens"]) == 1
+    assert float(by_method["tp-spikformer"]["average_tokens"]) == 0.5
+    assert float(by_method["sparse-spikformer"]["average_tokens"]) == 0.5
+    assert float(by_method["sparse-spikformer"]["selector_macs"]) == 4 * (8 * 4 + 4 * 2)
+    assert float(by_method["tp-spikformer"]["selector_macs"]) == 3 * 2 * 4 * 8
+    assert float(by_method["all-tokens"]["selector_macs"]) == 0
+    assert by_method["tp-spikformer"]["epochs"] == "0"
+    assert by_method["halting"]["epochs"] == "2"
+
+
+def test_a_cell_keeps_what_pictures_need(finished):
+    place = finished.place("tome@all-s0")
+    with np.load(place / "details.npz") as details:
+        assert details["open"].shape == (1, 2, 4)
+        assert details["class_steps"].shape == (3, 1)
+        assert details["examples"].shape == (1, 2, 12, 4)
+        assert details["images"].shape == (12, 1, 8, 8)
+        partner = details["partner"]
+    merged = partner >= 0
+    assert merged.sum(2).max() <= 1
+    assert (partner[merged] % 2 == 1).all()  # even tokens join odd ones
+    assert not merged[:, :, 1::2].any()
+
+
+def test_pictures_are_kept_only_where_the_licence_allows(work):
+    job = tiny_job(work, "no-pictures", show_images=False, methods=SWEEP["methods"][:1])
+    run_sweep(job)
+    with np.load(job.place("all-tokens@all-s0") / "details.npz") as details:
+        assert "images" not in details.files
+
+
+def test_a_finished_sweep_runs_nothing_again(finished):
+    before = (finished.folder / "table.csv").read_bytes()
+    ended: list[str] = []
+    run_sweep(finished, report=lambda name, row: ended.append(name))
+    assert ended == []
+    assert (finished.folder / "table.csv").read_bytes() == before
+
+
+RUN = """
+import sys
+from pathlib import Path
+from tiny_sweeps import FEW, tiny_job
+from hardware.sweep.runner import run_sweep
+run_sweep(tiny_job(Path(sys.argv[1]), "killed", methods=FEW))
+"""
+
+
+def test_a_killed_sweep_goes_on_and_yields_the_same_table(work, finished):
+    here = str(Path(__file__).parent)
+    path = os.pathsep.join([here, str(Path(here).parent / "atsnn"), *sys.path])
+    command = [sys.executable, "-c", RUN, str(work)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
+    killed = work / "killed"
+    second = killed / "cells" / "halting@low-s0" / "float" / "state.safetensors"
+    deadline = time.monotonic() + 120
+    while not second.exists() and time.monotonic() < deadline and process.poll() is None:
+        os.sched_yield()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert second.exists()
+    assert not (killed / "cells" / "tome@all-s0" / "result.json").exists()
+    ended: list[str] = []
+    job = tiny_job(work, "killed", methods=FEW)
+    table = run_sweep(job, report=lambda name, row: ended.append(name))
+    assert "halting@low-s0" in ended
+    assert "all-tokens@all-s0" not in ended
+    names = [method["name"] for method in FEW]
+    whole = without_times(read_table(finished.folder / "table.csv"))
+    expected = [row for row in whole if row["method"] in names]
+    assert without_times(read_table(table)) == expected
+
+
+# --- failures ---
+
+
+def test_a_failure_is_a_row_and_leaves_the_others_alone(work):
+    methods = [
+        {"name": "diverges", "train": {"lr": 1e30}},
+        {
+            "name": "after-it",
+            "source": {"method": "diverges"},
+            "model": {"merging": {"enabled": True, "count": 1}},
+        },
+        SWEEP["methods"][0],
+    ]
+    job = tiny_job(work, "failing", methods=methods)
+    rows = {row["method"]: row for row in read_table(run_sweep(job))}
+    assert rows["diverges"]["status"] == "failed"
+    assert "lower train.lr" in rows["diverges"]["error"]
+    assert rows["diverges"]["accuracy"] == ""
+    assert rows["after-it"]["status"] == "failed"
+    assert "its source diverges@all-s0 failed" in rows["after-it"]["error"]
+    assert rows["all-tokens"]["status"] == "done"
+    ended: list[str] = []
+    run_sweep(job, report=lambda name, row: ended.append(name))
+    assert ended == []
+    run_sweep(job, retry=True, report=lambda name, row: ended.append(name))
+    assert ended == ["diverges@all-s0", "after-it@all-s0"]
+
+
+def test_a_folder_of_another_sweep_is_refused(finished):
+    other = Job(
+        finished.folder, sweep(verify_images=3), finished.data, finished.start, finished.threads
+    )
+    with pytest.raises(ConfigError, match="was made with another configuration or checkpoint"):
+        run_sweep(other)
+
+
+def test_a_missing_start_is_refused(finished, tmp_path):
+    job = Job(tmp_path, finished.sweep, finished.data, tmp_path / "none.safetensors", None)
+    with pytest.raises(ConfigError, match="no such checkpoint to start from"):
+        run_sweep(job)
+    assert not (tmp_path / "sweep.json").exists()
+
+
+def test_without_held_out_images_nothing_can_be_chosen(work):
+    run = {**SWEEP["run"], "data": {}}
+    job = tiny_job(work, "nothing-held-out", run=run, methods=SWEEP["methods"][:1])
+    (row,) = read_table(run_sweep(job))
+    assert "set run.data.validation_images" in row["error"]
+
+
+def test_a_cluster_without_dask_is_refused_by_name(finished, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dask", None)
+    monkeypatch.setitem(sys.modules, "dask.distributed", None)
+    with pytest.raises(ConfigError, match=r"Dask does not import here .*install atsnn\[cluster\]"):
+        run_sweep(finished, cluster="tcp://127.0.0.1:1")
+
+
+def test_cells_run_on_a_cluster(work, finished):
+    distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    job = tiny_job(work, "cluster", methods=[SWEEP["methods"][0], SWEEP["methods"][4]])
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+        table = run_sweep(job, cluster=cluster.scheduler_address)
+    expected = [
+        row
+        for row in without_times(read_table(finished.folder / "table.csv"))
+        if row["method"] in ("all-tokens", "tome")
+    ]
+    assert without_times(read_table(table)) == expected
+
+
+# --- test images ---
+
+
+def test_test_images_are_used_once_and_by_command_only(finished):
+    table = deploy_on_test(finished, ["all-tokens@all-s0", "tome@all-s0"])
+    rows = read_table(table)
+    assert [row["method"] for row in rows] == ["all-tokens", "tome"]
+    assert {row["images"] for row in rows} == {"10"}
+    assert {row["spikes_differing"] for row in rows} == {"0"}
+    before = table.read_bytes()
+    with pytest.raises(ConfigError, match="test images are used once"):
+        deploy_on_test(finished, ["halting@low-s0", "tome@all-s0"])
+    assert table.read_bytes() == before
+    with pytest.raises(ConfigError, match="has no cell nothing@all-s0"):
+        deploy_on_test(finished, ["nothing@all-s0"])
+
+
+# --- the command line ---
+
+
+def test_commands_print_the_table_and_machines_read_json(finished, work):
+    result = CliRunner().invoke(app, ["sweep", "show", str(finished.folder)])
+    assert result.exit_code == 0
+    assert "halting" in result.output
+    result = CliRunner().invoke(app, ["sweep", "show", str(finished.folder), "--json"])
+    assert len(json.loads(result.output)) == 6
+    config = work / "sweep.yaml"
+    config.write_text(json.dumps(SWEEP))
+    options = {"--out": finished.folder, "--data": finished.data, "--start": finished.start}
+    given = [str(word) for pair in options.items() for word in pair]
+    again = CliRunner().invoke(app, ["sweep", "run", str(config), *given, "--threads", "1"])
+    assert again.exit_code == 0, again.output
+
+
+def test_a_folder_without_a_sweep_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"holds no sweep \(sweep.json is missing\)"):
+        load_job(tmp_path)
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(ConfigError, match="damaged"):
+        load_job(tmp_path)
+
+
+def test_the_tables_are_plain_csv(finished):
+    with (finished.folder / "table.csv").open(newline="") as stream:
+        header, *rows = csv.reader(stream)
+    assert header[:7] == ["method", "group", "family", "budget", "seed", "status", "error"]
+    assert all(len(row) == len(header) for row in rows)
+
+
+def test_the_tiny_data_set_is_what_it_says(tmp_path):
+    folder = write_images(tmp_path / "images")
+    run = cells_of(sweep())[0].run
+    dataset = load_dataset(str(folder), run.data, run.model)
+    assert (len(dataset.train), len(dataset.test)) == (32, 10)
+
+
+# --- the results page ---
+
+
+def test_one_command_draws_the_page_from_the_table(finished, tmp_path):
+    page = tmp_path / "docs" / "results.md"
+    result = CliRunner().invoke(
+        app, ["sweep", "report", str(finished.folder), "--page", str(page), "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    written = [Path(path) for path in json.loads(result.output)]
+    assert written[0] == page
+    text = page.read_text()
+    assert "## Tiny" in text
+    assert "6 of 6 cells ended well; 12 validation images per cell" in text
+    assert "differing: 0." in text
+    for picture in written[1:]:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert f"results/{picture.name}" in text
+    assert {path.name.split("-", 1)[1] for path in written[1:]} == {
+        "costs.png",
+        "open.png",
+        "maps.png",
+        "classes.png",
+    }
+    (row,) = (r for r in read_table(finished.folder / "table.csv") if r["method"] == "tome")
+    shown = next(line for line in text.splitlines() if line.startswith("| tome |"))
+    assert f"{float(row['accuracy']) * 100:.2f} %" in shown
+    again = page.read_bytes()
+    CliRunner().invoke(app, ["sweep", "report", str(finished.folder), "--page", str(page)])
+    assert page.read_bytes() == again
+
+
+def test_a_page_without_a_table_is_refused(finished, tmp_path):
+    job = Job(tmp_path, finished.sweep, finished.data, finished.start, None)
+    job.save()
+    with pytest.raises(ConfigError, match="holds no table with rows yet; run the sweep first"):
+        write_page([tmp_path], tmp_path / "results.md")
+    assert not (tmp_path / "results.md").exists()
+
+
+# --- what a table says ---
+
+
+def row(method: str, group: str, budget: str, seed: int, **numbers: float) -> dict[str, str]:
+    given = {"accuracy": 0.8, "average_tokens": 1.0, "sops": 100.0, **numbers}
+    return {
+        **{key: str(value) for key, value in given.items()},
+        "method": method,
+        "group": group,
+        "family": "",
+        "budget": budget,
+        "seed": str(seed),
+        "status": "done",
+    }
+
+
+TABLE = [
+    row("all-tokens", "reference", "all", 0, accuracy=0.800),
+    row("all-tokens", "reference", "all", 1, accuracy=0.810),
+    row("ours", "ours", "low", 0, accuracy=0.790, average_tokens=0.3, sops=40),
+    row("ours", "ours", "high", 0, accuracy=0.802, average_tokens=0.45, sops=60),
+    row("rival", "rival", "half", 0, accuracy=0.795, average_tokens=0.5, sops=70),
+    row("rival", "rival", "most", 0, accuracy=0.801, average_tokens=0.8, sops=90),
+    {**row("broken", "rival", "all", 0), "status": "failed"},
+]
+
+
+def test_points_are_means_over_the_seeds_that_ended_well():
+    found = points(TABLE, {"ours": "halting"})
+    assert [(p.method, p.budget, p.seeds) for p in found] == [
+        ("all-tokens", "all", 2),
+        ("ours", "low", 1),
+        ("ours", "high", 1),
+        ("rival", "half", 1),
+        ("rival", "most", 1),
+    ]
+    assert found[0].mean("accuracy") == pytest.approx(0.805)
+    assert found[0].spread("accuracy") == (0.800, 0.810)
+    assert found[1].name == "halting, low"
+
+
+def test_tokens_are_compared_at_the_rivals_accuracy():
+    best, other = token_claims(points(TABLE, {}))
+    assert (best.rival.budget, best.ours and best.ours.budget) == ("most", "high")
+    assert best.fewer == pytest.approx(1 - 0.45 / 0.8)
+    assert (other.rival.budget, other.ours and other.ours.budget) == ("half", "high")
+    alone = [r for r in TABLE if r["budget"] not in ("high", "half")]
+    (claim,) = token_claims(points(alone, {}))
+    assert claim.ours is None
+    assert claim.fewer is None
+
+
+def test_operations_are_compared_at_half_a_point_lost():
+    found = points(TABLE, {})
+    ours = operation_claim(found, "ours")
+    assert ours is not None
+    assert ours.point.budget == "high"  # low loses 1.5 points
+    assert ours.fewer == pytest.approx(0.4)
+    assert ours.lost == pytest.approx(0.003)
+    rival = operation_claim(found, "rival")
+    assert rival is not None
+    assert rival.point.budget == "most"
+    assert operation_claim(found[1:], "ours") is None
