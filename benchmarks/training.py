@@ -45,6 +45,8 @@ SHAPES = {
 }
 """Models and their images in a step."""
 CHECKED_IMAGES = 2
+WARM_STEPS = 2
+"""Steps in front of each timed one: what others left in caches and in the heap does not count."""
 
 
 def lively_model(config: ModelConfig) -> Spikformer:
@@ -105,7 +107,8 @@ def compare(
         for turn in range(turns + 1):  # the first compiles and does not count
             for who, keeps in runs:
                 with kept_memory() if keeps else nullcontext():
-                    steps[who]()  # what the last one left in caches and heap does not count
+                    for _ in range(WARM_STEPS):
+                        steps[who]()
                     seconds = timed(steps[who], clock_now)
                 if turn:
                     times[who, keeps].append(seconds)

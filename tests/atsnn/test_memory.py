@@ -12,7 +12,8 @@ import torch
 from atsnn.memory import kept_memory
 
 def faults(count=5):
-    torch.ones(16_000_000)
+    for _ in range(10):  # until the heap has its holes in the right places
+        torch.ones(16_000_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(count):
         torch.ones(16_000_000)
