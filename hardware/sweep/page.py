@@ -186,6 +186,9 @@ def _verdict(claims: list[TokenClaim]) -> str:
     first = claims[0]
     if first.ours is None or first.fewer is None:
         return "no point of ours is as accurate, so the claim does not hold here"
+    if first.fewer < 0:
+        more = f"{-first.fewer * 100:.1f} % more tokens"
+        return f"{first.ours.name} has {more}, so the claim does not hold here"
     words = f"{first.ours.name} has {first.fewer * 100:.1f} % fewer tokens"
     if first.fewer >= _CLAIMED:
         return f"{words}, at least the 42.4 % that the paper claims"
@@ -196,10 +199,10 @@ def _operation_claim(claim: OperationClaim | None, name: str) -> str:
     if claim is None:
         return f"{name}: no point loses at most 0.5 points against all tokens, or there is none."
     lost = claim.lost * 100
-    words = f"{lost:.2f} points lost" if lost > 0 else f"{-lost:.2f} points gained"
+    words = f"{lost:.2f} points lost" if lost >= 0 else f"{-lost:.2f} points gained"
     return (
         f"{name}: {claim.point.name} has {claim.fewer * 100:.1f} % fewer SOPs than all tokens, "
-        f"stem included, at {words} ({claim.point.seeds} seeds)."
+        f"stem included, at {words} (seeds: {claim.point.seeds})."
     )
 
 
