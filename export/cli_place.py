@@ -322,6 +322,7 @@ def measure_gpu_command(
         typer.Option("--batch", min=1, metavar="N", help="Images at a time; may be repeated."),
     ] = None,
     data: DataOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure the network on this machine's GPU, for `cores --gpu-file` on another machine."""
     from datetime import date
@@ -355,6 +356,10 @@ def measure_gpu_command(
         network=network,
     )
     save_measurements(out, found, provenance)
+    if as_json:
+        measurements = {size: measured.as_json() for size, measured in found.items()}
+        print_json({"file": str(out), "batches": measurements})
+        return
     for size, measured in found.items():
         print(
             f"batch {size}: {measured.total_joules_per_image:.4g} J per image in all, "

@@ -119,3 +119,6 @@ def test_a_gpu_measurement_is_written_for_another_machine(
     found = load_measurements(path)
     assert [entry.batch for entry in found] == [1, 8]
     assert found[0].provenance.command == "atsnn-export measure-gpu --batch 1 --batch 8"
+    code, out, _ = run("measure-gpu", "--out", str(path), "--by", "A. Person", "--json")
+    assert code == 0
+    assert set(json.loads(out)["batches"]) == {"1", "64"}
