@@ -15,7 +15,7 @@ from hardware.engine import counting
 from hardware.engine.counting import Traffic
 from hardware.engine.plan import Plan
 from hardware.engine.shared import Shared
-from hardware.events import NodeCounter
+from hardware.events import NodeCounter, PerImage
 
 Array = npt.NDArray[Any]
 Inputs = Mapping[str, Sequence[Array]]
@@ -57,6 +57,27 @@ class Executor:
             Traffic(self.plan.units[source], multiplied, multiplied and source in self.plan.pixels)
             for source in sources
         ]
+
+    def gated(self, gate: Array | None, channels: int, steps: int) -> PerImage | int:
+        """Neuron updates of `steps` steps that a gate [S, B, N] prevents."""
+        if gate is None:
+            return 0
+        return self.shared.closed(gate) * channels * (steps // len(gate))
+
+    def count_fired(
+        self,
+        counter: NodeCounter,
+        spikes: Array,
+        gate: Array | None,
+        channels: int,
+        idle: PerImage,
+    ) -> None:
+        """Count the updates and spikes [T, B, ...] of neurons that ran with what is before them."""
+        gated = self.gated(gate, channels, len(spikes))
+        counter.add("updates_gated", gated)
+        counter.add("updates_idle", idle)
+        counter.add("updates_active", len(spikes) * int(np.prod(spikes.shape[2:])) - gated - idle)
+        counter.add("spikes", counting.messages(self.shared, spikes))
 
     def count_relays(self, counter: NodeCounter, out: Array, repeat: int) -> None:
         """Neuron updates of a node that only passes on: active where its output is not 0."""

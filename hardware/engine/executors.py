@@ -218,9 +218,7 @@ class AttentionExecutor(Executor):
         for name, additions, reads in _ORDERS:
             counter.add_order(name, AttentionOrder(events[:, additions], events[:, reads]))
         steps, _, tokens, channels = shape
-        gated = 0
-        if gate is not None:
-            gated = self.shared.closed(gate) * channels * (steps // len(gate))
+        gated = self.gated(gate, channels, steps)
         active = filled.sum(axis=(0, 2), dtype=np.int64)
         counter.add("updates_active", active)
         counter.add("updates_idle", steps * tokens * channels - active - gated)
@@ -264,13 +262,7 @@ class SpikingAttentionExecutor(AttentionExecutor):
         if counter and neuron_counter:
             shape = fired.spikes.shape
             self.count(fired.events, fired.messages, shape, gate, counter)
-            size, gated = int(np.prod(shape[2:])), 0
-            if gate is not None:
-                gated = self.shared.closed(gate) * shape[3] * (steps // len(gate))
-            neuron_counter.add("updates_gated", gated)
-            neuron_counter.add("updates_idle", fired.idle)
-            neuron_counter.add("updates_active", steps * size - gated - fired.idle)
-            neuron_counter.add("spikes", counting.messages(self.shared, fired.spikes))
+            self.count_fired(neuron_counter, fired.spikes, gate, shape[3], fired.idle)
         return {"out": fired.spikes}
 
 

@@ -32,7 +32,7 @@ from hardware.engine.synapses import (
     token_window,
 )
 from hardware.engine.tally import of_spikes
-from hardware.events import NodeCounter, PerImage
+from hardware.events import NodeCounter
 
 Array = npt.NDArray[Any]
 
@@ -88,7 +88,6 @@ class SpikingSynapseExecutor(SynapseExecutor):
         super().__init__(node, plan)
         assert self.synapses is not None  # see `fusible`
         assert neurons.constants is not None
-        self.size = int(np.prod(self.out_shape))
         self.spiking = SpikingSynapses(self.synapses, neurons.constants)
         self.can_be_dense = has_dot_products() and can_be_bytes(self.bound, self.shift)
         self.begin()
@@ -134,14 +133,8 @@ class SpikingSynapseExecutor(SynapseExecutor):
         self.shared.keep_counts(spikes, of_spikes(fired.found))
         if counter and neuron_counter:
             self.count(values, gate, steps, counter)
-            gated: PerImage | int = 0
-            if gate is not None:
-                closed = self.shared.closed(gate)
-                gated = closed * self.spiking.synapses.outputs * (steps // len(gate))
-            neuron_counter.add("updates_gated", gated)
-            neuron_counter.add("updates_idle", fired.idle)
-            neuron_counter.add("updates_active", steps * self.size - gated - fired.idle)
-            neuron_counter.add("spikes", counting.messages(self.shared, spikes))
+            outputs = self.spiking.synapses.outputs
+            self.count_fired(neuron_counter, spikes, gate, outputs, fired.idle)
         return {"out": spikes}
 
 
