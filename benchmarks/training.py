@@ -41,7 +41,7 @@ from benchmarks.training_peers import JELLY, NORSE, OURS, check_same, peer
 PACKAGES = ("torch", "norse", "spikingjelly", "numpy", "numba")
 SHAPES = {
     "2-64": (ModelConfig(blocks=2, dim=64, heads=4), 50),
-    "4-384": (ModelConfig(blocks=4, dim=384, heads=12), 8),
+    "4-384": (ModelConfig(blocks=4, dim=384, heads=12), 16),
 }
 """Models and their images in a step."""
 CHECKED_IMAGES = 2
