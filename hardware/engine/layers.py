@@ -182,11 +182,6 @@ def fusible(plan: Plan, node: Node) -> LIF | None:
     return None
 
 
-def _sources(plan: Plan, node: str) -> list[tuple[str, str]]:
-    """Output ports that a node's gate comes from."""
-    return [(edge.source, edge.source_port) for edge in plan.edges(node, "gate")]
-
-
 def fan_out(node: Conv | Linear, shape: tuple[int, ...]) -> Array | int:
     """Synapses that a message of each row meets."""
     if isinstance(node, Linear):

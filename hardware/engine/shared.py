@@ -79,10 +79,6 @@ class Shared:
 
         return self._once(("sent", unit, id(gate), id(values)), values, make)[0]
 
-    def keep_messages(self, values: Array, messages: RowArray) -> None:
-        """Messages that are known already."""
-        self._once(("messages", id(values)), values, lambda: messages)
-
     def same_rows(self, values: Array, others: Array) -> None:
         """What is known of the rows of `values` holds for `others`, which has the same."""
         for (what, *more, key), known in list(self._held.items()):
