@@ -36,7 +36,14 @@ def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the sweep.")],
     out: Annotated[Path, typer.Option(help="Folder of the sweep; run again to go on.")],
     data: Annotated[str, typer.Option("--data", metavar="DIR", help="As for `atsnn train`.")],
-    start: Annotated[Path, typer.Option(help="Checkpoint that every cell starts from.")],
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Checkpoint that every cell starts from (default: trained in OUT/start, as the "
+            "sweep's file says).",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Cells at a time on this machine.")] = 1,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Torch threads of each cell (default: torch's).")
@@ -52,11 +59,13 @@ def run(
     from hardware.sweep.cell import Job
     from hardware.sweep.config import cells_of, load_sweep
     from hardware.sweep.runner import read_table, run_sweep
+    from hardware.sweep.start import train_start
 
     console = Console(stderr=True)
     sweep = load_sweep(config)
-    job = Job(out, sweep, data, start.resolve(), threads)
     cells = cells_of(sweep)
+    start = start or train_start(sweep, data, out, console)
+    job = Job(out, sweep, data, start.resolve(), threads)
     done = sum((job.place(cell) / "result.json").exists() for cell in cells)
     say(console, f"{len(cells)} cells, {done} of them ended before")
     with Meter("cells", len(cells), console, done) as meter:

@@ -54,11 +54,23 @@ class MethodConfig(Changes):
     source: Source | None = None
 
 
+class StartConfig(ConfigSection):
+    """The run whose checkpoint every cell starts from, where none is given.
+
+    Attributes:
+        preset: a built-in run; None: `run` says everything. run: laid over the preset.
+    """
+
+    preset: str | None = None
+    run: dict[str, Any] = Field(default={})
+
+
 class SweepConfig(ConfigSection):
     """A grid of cells around one run.
 
     Attributes:
         title: of the results page. note: a sentence below it, for example about the data.
+        start: how the checkpoint is trained that every cell starts from.
         run: what all cells share: model, data, augment, train, stages (the last one quantised).
         seeds: of every method that names none.
         verify_images: so many images of each cell are compared spike by spike, torch with engine.
@@ -71,6 +83,7 @@ class SweepConfig(ConfigSection):
     title: str
     note: str = ""
     picture: Source | None = None
+    start: StartConfig | None = None
     run: dict[str, Any]
     seeds: tuple[int, ...] = (0,)
     verify_images: int = Field(default=256, ge=1)

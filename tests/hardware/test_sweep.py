@@ -18,10 +18,11 @@ from atsnn.cli import app
 from atsnn.data import load_dataset
 from atsnn.errors import ConfigError
 from hardware.sweep.cell import Job, load_job
-from hardware.sweep.config import cells_of
+from hardware.sweep.config import cells_of, load_sweep
 from hardware.sweep.measure import PROFILES
 from hardware.sweep.page import write_page
 from hardware.sweep.runner import TIMES, deploy_on_test, read_table, run_sweep
+from hardware.sweep.start import start_run
 from hardware.sweep.summary import operation_claim, points, token_claims
 
 Rows = list[dict[str, str]]
@@ -248,6 +249,55 @@ def test_a_missing_start_is_refused(finished, tmp_path):
     with pytest.raises(ConfigError, match="no such checkpoint to start from"):
         run_sweep(job)
     assert not (tmp_path / "sweep.json").exists()
+
+
+def one_cell(folder: Path, start: dict) -> tuple[Path, list[str]]:
+    """A sweep of all tokens alone, and the words of the command that runs it."""
+    write_images(folder / "data")
+    config = folder / "sweep.yaml"
+    config.write_text(json.dumps({**SWEEP, **start, "methods": SWEEP["methods"][:1]}))
+    out = folder / "out"
+    words = ["sweep", "run", str(config), "--out", str(out), "--data", str(folder / "data")]
+    return out, [*words, "--threads", "1"]
+
+
+def test_one_command_trains_the_start_and_goes_on_with_it(tmp_path):
+    run = {key: SWEEP["run"][key] for key in ("model", "data", "train")}
+    out, words = one_cell(tmp_path, {"start": {"run": run}})
+    assert CliRunner().invoke(app, words).exit_code == 0
+    start = out / "start" / "model.safetensors"
+    assert load_job(out).start == start
+    before = start.stat().st_mtime_ns
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert start.stat().st_mtime_ns == before
+    assert len(read_table(out / "table.csv")) == 1
+
+
+def test_a_start_is_a_preset_and_what_it_changes():
+    start = {"preset": "small-cifar10", "run": {"train": {"seed": 3}}}
+    run = start_run(sweep(start=start))
+    assert run.train.seed == 3
+    assert [stage.train.epochs for stage in run.stage_configs().values()] == [24, 8]
+
+
+def test_a_sweep_without_a_start_is_refused(tmp_path):
+    out, words = one_cell(tmp_path, {})
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1
+    assert "Tiny: says nothing of its start; give a checkpoint (--start FILE)" in str(
+        result.exception
+    )
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path("examples/sweeps").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_the_example_sweeps_say_how_they_start(path):
+    example = load_sweep(path)
+    run = example.run["model"]
+    *_, last = start_run(example).stage_configs().values()
+    assert last.model.model_dump(include=set(run), mode="json") == run
 
 
 def test_without_held_out_images_nothing_can_be_chosen(work):
