@@ -64,6 +64,8 @@ class MergingConfig(_Section):
         similarity: measured on the residual stream or on the attention keys.
         assignment: pairs chosen from the first time step (causal) or from all of them.
         blocks: the blocks that merge, counted from 1 as in `block1`; None: every block.
+        readout: the read-out weights tokens by size, or alike (`token`), merged-away ones with
+            their last value too.
     """
 
     enabled: bool = False
@@ -73,6 +75,7 @@ class MergingConfig(_Section):
     similarity: Literal["stream", "keys"] = "stream"
     assignment: Literal["first", "all"] = "first"
     blocks: tuple[int, ...] | None = None
+    readout: Literal["size", "token"] = "size"
 
     @model_validator(mode="after")
     def _bounded(self) -> MergingConfig:
@@ -273,6 +276,7 @@ class TrainConfig(_Section):
         clip_norm: largest norm of the gradient (0: no limit).
         ponder_weight: of the mean ponder (active cells + remainder, per token).
         gate_weight: of the mean gate, above `gate_target` (share of open gates that costs nothing).
+        gate_ramp: share of the steps in which the target falls from 1 to `gate_target`.
         ratio_weight: of the squared difference between the share of tokens that a trained selector
             keeps and `model.selection.keep` (SparseSpikformer: 2).
         distill_weight: of the KL divergence from the class probabilities of the model in `initial`
@@ -303,6 +307,7 @@ class TrainConfig(_Section):
     ponder_weight: float = Field(default=5e-4, ge=0)
     gate_weight: float = Field(default=0.0, ge=0)
     gate_target: float = Field(default=0.0, ge=0, le=1)
+    gate_ramp: float = Field(default=0.0, ge=0, le=1)
     ratio_weight: float = Field(default=2.0, ge=0)
     distill_weight: float = Field(default=0.0, ge=0)
     prior_weight: float = Field(default=0.0, ge=0)

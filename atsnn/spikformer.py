@@ -524,7 +524,7 @@ class Spikformer(nn.Module):
         for index, block in enumerate(self.block_list):
             gate = self._gate(index, x, alive, seen)
             x, alive, size = block(x, gate, alive, size)
-        return self.readout(x, size), seen.gates, seen.totals, seen.scores
+        return self._read_out(x, size), seen.gates, seen.totals, seen.scores
 
     def _layers_by_rows(self, image: Tensor):
         x = self.stem(image)
@@ -534,7 +534,7 @@ class Spikformer(nn.Module):
             gate = self._gate(index, x, alive, seen)
             assert gate is not None  # the model leaves tokens out, or it would not run by rows
             x, alive, size = block.forward_rows(x, gate, alive, size, {})
-        return self.readout(x, size), seen.gates, seen.totals, seen.scores
+        return self._read_out(x, size), seen.gates, seen.totals, seen.scores
 
     def _gate(self, index: int, x: Tensor, alive: Tensor | None, seen: _Decisions) -> Tensor | None:
         """Gate of block `index`, noted in `seen`; None where every token is processed."""
@@ -551,6 +551,9 @@ class Spikformer(nn.Module):
             seen.gates.append(gate)
             seen.totals.append(total)
         return seen.gates[-1] if seen.gates else None
+
+    def _read_out(self, x: Tensor, size: Tensor | None) -> Tensor:
+        return self.readout(x, size if self.config.merging.readout == "size" else None)
 
     def _by_steps(self, image: Tensor, rows: bool) -> ModelOutput:
         """Step after step, for the orders whose gates look back."""
@@ -578,7 +581,7 @@ class Spikformer(nn.Module):
             [torch.cat(values) for values in zip(*(cell[i] for cell in cells), strict=True)]
             for i in (1, 2, 3)
         )
-        return self._output(self.readout(x, size), gates, totals, scores, image)
+        return self._output(self._read_out(x, size), gates, totals, scores, image)
 
     def _visible_score(self, index: int, now: list[Tensor], history: list[list[Tensor]]) -> Tensor:
         """Accumulated score [1, B, N] that gate `index` sees at this step."""

@@ -74,10 +74,13 @@ class Job:
         return self.folder / CELLS / (cell if isinstance(cell, str) else cell.id)
 
     def fingerprint(self, cell: Cell) -> str:
-        """Digest of all that determines a cell's result, apart from the images themselves."""
+        """Digest of all that determines a cell's result, apart from the images themselves.
+
+        Defaults stay out, so that a version with more options still knows its cells.
+        """
         start = hashlib.sha256(self.start.read_bytes()).hexdigest()
         values = [
-            cell.run.model_dump(mode="json"),
+            cell.run.model_dump(mode="json", exclude_defaults=True),
             cell.source,
             start,
             self.sweep.verify_images,

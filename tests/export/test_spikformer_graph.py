@@ -26,6 +26,7 @@ MERGES = {
         enabled=True, count=0, minimum_similarity=0.3, combine="max", similarity="keys"
     ),
     "keep": MergingConfig(enabled=True, count=3, combine="keep", blocks=(2,)),
+    "tokens alike": MergingConfig(enabled=True, count=3, readout="token"),
     "all steps": MergingConfig(enabled=True, count=2, assignment="all"),
 }
 CASES = [
