@@ -276,7 +276,6 @@ class TrainConfig(_Section):
         clip_norm: largest norm of the gradient (0: no limit).
         ponder_weight: of the mean ponder (active cells + remainder, per token).
         gate_weight: of the mean gate, above `gate_target` (share of open gates that costs nothing).
-        gate_ramp: share of the steps in which the target falls from 1 to `gate_target`.
         ratio_weight: of the squared difference between the share of tokens that a trained selector
             keeps and `model.selection.keep` (SparseSpikformer: 2).
         distill_weight: of the KL divergence from the class probabilities of the model in `initial`
@@ -307,7 +306,6 @@ class TrainConfig(_Section):
     ponder_weight: float = Field(default=5e-4, ge=0)
     gate_weight: float = Field(default=0.0, ge=0)
     gate_target: float = Field(default=0.0, ge=0, le=1)
-    gate_ramp: float = Field(default=0.0, ge=0, le=1)
     ratio_weight: float = Field(default=2.0, ge=0)
     distill_weight: float = Field(default=0.0, ge=0)
     prior_weight: float = Field(default=0.0, ge=0)

@@ -14,35 +14,18 @@ PRIOR_WIDTH = 0.15
 """Standard deviation of the prior over cells, as a share of the way from first to last."""
 
 
-def total_loss(
-    output: ModelOutput,
-    targets: Tensor,
-    config: TrainConfig,
-    adaptive: bool,
-    progress: float = 1.0,
-) -> Tensor:
-    """Cross-entropy with soft `targets` [B, classes], plus the halting losses if `adaptive`.
-
-    Args:
-        progress: share of the training's steps that are done.
-    """
+def total_loss(output: ModelOutput, targets: Tensor, config: TrainConfig, adaptive: bool) -> Tensor:
+    """Cross-entropy with soft `targets` [B, classes], plus the halting losses if `adaptive`."""
     loss = functional.cross_entropy(output.logits, targets.to(output.logits.dtype))
     if not adaptive:
         return loss
     loss = loss + config.ponder_weight * output.ponder.mean()
     if config.gate_weight:
-        excess = (mean_of_all(output.gates.mean()) - gate_target(config, progress)).clamp(min=0)
+        excess = (mean_of_all(output.gates.mean()) - config.gate_target).clamp(min=0)
         loss = loss + config.gate_weight * excess
     if config.prior_weight:
         loss = loss + config.prior_weight * prior_divergence(output.scores, config.prior_center)
     return loss
-
-
-def gate_target(config: TrainConfig, progress: float) -> float:
-    """Share of open gates that costs nothing: falls in a line from 1 to `config.gate_target`."""
-    if progress >= config.gate_ramp:
-        return config.gate_target
-    return 1.0 - (1.0 - config.gate_target) * progress / config.gate_ramp
 
 
 def selection_loss(

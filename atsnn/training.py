@@ -349,11 +349,6 @@ class Run:
         totals.tokens += tokens * len(indices)
         return value
 
-    @property
-    def _progress(self) -> float:
-        done = self.state.epoch * self.steps + self.state.step
-        return done / (self.config.train.epochs * self.steps)
-
     def _backward(self, batch: Batch, share: slice) -> Tensor:
         """Add the gradients of one part of a batch.
 
@@ -368,7 +363,7 @@ class Run:
         ):
             output = self.model(images)
         targets = batch.targets[share].to(self.device)
-        loss = total_loss(output, targets, config.train, self.model.adaptive, self._progress)
+        loss = total_loss(output, targets, config.train, self.model.adaptive)
         loss = loss + selection_loss(output, config.model.selection, config.train)
         if self.teacher is not None:
             loss = loss + config.train.distill_weight * teacher_loss(output, self.teacher, images)

@@ -21,7 +21,7 @@ from atsnn.config import AugmentConfig, TrainConfig, load_config
 from atsnn.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from atsnn.evaluation import compare, evaluate
 from atsnn.fixed_point import pixels_to_integers
-from atsnn.losses import cell_prior, gate_target, prior_divergence, total_loss
+from atsnn.losses import cell_prior, prior_divergence, total_loss
 from atsnn.spikformer import SCORE_OFF, ModelOutput, Spikformer
 from atsnn.training import Run, learning_rate, train
 
@@ -276,20 +276,6 @@ def test_total_loss_adds_ponder_gate_above_its_target_and_prior():
     with_prior = config.model_copy(update={"prior_weight": 1.0})
     more = total_loss(output(0.5), targets, with_prior, adaptive=True)
     assert float(more) > float(loss)
-
-
-def test_the_target_of_the_gates_falls_in_a_line():
-    config = TrainConfig(gate_target=0.4, gate_ramp=0.5)
-    targets = [gate_target(config, progress) for progress in (0.0, 0.25, 0.5, 1.0)]
-    assert targets == pytest.approx([1.0, 0.7, 0.4, 0.4])
-    assert gate_target(TrainConfig(gate_target=0.4), 0.0) == 0.4
-
-
-def test_training_lets_the_target_fall():
-    config = TrainConfig(ponder_weight=0.0, gate_weight=1.0, gate_target=0.2, gate_ramp=1.0)
-    targets = torch.full((4, 3), 1 / 3)
-    early, late = (float(total_loss(output(0.9), targets, config, True, p)) for p in (0.1, 0.9))
-    assert late - early == pytest.approx(0.62)
 
 
 def test_the_prior_is_a_distribution_and_diverges_from_anything_else():
