@@ -26,6 +26,7 @@ from hardware.sweep.start import start_run
 from hardware.sweep.summary import operation_claim, points, token_claims
 
 Rows = list[dict[str, str]]
+EXAMPLES = Path(__file__).parents[2] / "examples" / "sweeps"
 
 
 @pytest.fixture(scope="module")
@@ -290,9 +291,7 @@ def test_a_sweep_without_a_start_is_refused(tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    "path", sorted(Path("examples/sweeps").glob("*.yaml")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_example_sweeps_say_how_they_start(path):
     example = load_sweep(path)
     run = example.run["model"]
