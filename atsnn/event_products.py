@@ -33,9 +33,11 @@ from torch import Tensor, nn
 from atsnn.llvm import I32, I64, broadcast, choose, constant, load, repeat, store
 from atsnn.threads import KERNELS, use_torch_threads
 
-WORTH_EVENTS = 0.3
-"""Share of inputs that are not 0 up to which events win (see docs/training.md)."""
-FEWEST_CHANNELS = 16
+WORTH_EVENTS = 0.36
+"""Share of inputs that are not 0 up to which events win where each meets very many weights."""
+BOOKKEEPING = 170
+"""Weights that take as long to add as an event takes to be found, sorted and read."""
+FEWEST_CHANNELS = 24
 """Inputs and outputs below which a row is too short for its bookkeeping."""
 VECTOR = 64
 """Bytes of a vector register."""
@@ -440,7 +442,13 @@ def find_events(maps: Tensor, weight: Tensor) -> Events | None:
         or autocast_on_cpu()
     ):
         return None
-    return gather(maps, weight, WORTH_EVENTS)
+    return gather(maps, weight, most_events(weight))
+
+
+def most_events(weight: Tensor) -> float:
+    """Share of inputs that are not 0 up to which events win, measured (see docs/training.md)."""
+    met = weight.numel() / weight.shape[1]
+    return WORTH_EVENTS * met / (met + BOOKKEEPING)
 
 
 def autocast_on_cpu() -> bool:
@@ -536,7 +544,7 @@ class _Multiply(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_maps = _grad_of_maps(grad, weight, ctx.shape)
         if ctx.needs_input_grad[1]:
-            grad_weight = _grad_of_weight(grad, weight, events)
+            grad_weight = gradient_of_weight(grad, weight, events)
         if ctx.needs_input_grad[2]:
             sums = np.zeros(len(weight))
             with KERNELS:
@@ -558,7 +566,7 @@ def _grad_of_maps(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
     return found.permute(0, 2, 3, 1)
 
 
-def _grad_of_weight(grad: Tensor, weight: Tensor, events: Events) -> Tensor:
+def gradient_of_weight(grad: Tensor, weight: Tensor, events: Events) -> Tensor:
     outputs, inputs, side = weight.shape[:3]
     maps, height, columns = events.shape
     reach = side // 2

@@ -16,6 +16,7 @@ from torch.nn import functional
 from atsnn import event_products
 from atsnn.config import ModelConfig
 from atsnn.event_products import (
+    BOOKKEEPING,
     FEWEST_CHANNELS,
     GRADIENT_SLAB,
     ROWS,
@@ -27,6 +28,7 @@ from atsnn.event_products import (
     find_events,
     fits,
     gather,
+    most_events,
     multiply,
 )
 from atsnn.spikformer import Spikformer, StreamAdd, convolve, pointwise
@@ -168,8 +170,8 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 
 
 def test_no_more_is_kept_for_the_backward_pass_than_the_input() -> None:
-    x = sparse((4, 8, 8, 64), WORTH_EVENTS - 0.02, torch.float32)
-    weight = torch.randn(64, 64, 3, 3, requires_grad=True)
+    x = sparse((4, 8, 8, 64), 0.3, torch.float32)
+    weight = torch.randn(128, 64, 3, 3, requires_grad=True)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         events = find_events(x, weight)
@@ -190,12 +192,20 @@ class TestChoice:
         return flat.view(1, 10, 10, channels)
 
     def test_few_events_are_counted_exactly(self) -> None:
-        events = find_events(self.spikes(WORTH_EVENTS), self.weight)
+        share = most_events(self.weight)
+        events = find_events(self.spikes(share), self.weight)
         assert events is not None
-        assert len(events.values) == int(WORTH_EVENTS * 100 * FEWEST_CHANNELS)
+        assert len(events.values) == int(share * 100 * FEWEST_CHANNELS)
 
     def test_more_are_left_to_dense_products(self) -> None:
-        assert find_events(self.spikes(WORTH_EVENTS + 0.01), self.weight) is None
+        share = most_events(self.weight)
+        assert find_events(self.spikes(share + 0.01), self.weight) is None
+
+    def test_the_more_weights_an_event_meets_the_more_events_are_worth_it(self) -> None:
+        matrix = torch.zeros(BOOKKEEPING, 20, 1, 1)
+        assert most_events(matrix) == WORTH_EVENTS / 2
+        kernel = torch.zeros(BOOKKEEPING, 20, 3, 3)
+        assert most_events(kernel) == pytest.approx(WORTH_EVENTS * 0.9)
 
     @pytest.mark.parametrize("axis", [0, 1])
     def test_narrow_layers_stay_dense(self, axis: int) -> None:
@@ -230,10 +240,10 @@ class TestChoice:
         used: list[int] = []
         product = event_products.multiply
         monkeypatch.setattr(event_products, "multiply", lambda *a: used.append(1) or product(*a))
-        synapse, matrix = nn.Conv2d(16, 20, 3, padding=1), torch.randn(20, 16)
-        for density, calls in ((0.1, 2), (0.9, 0)):
+        synapse, matrix = nn.Conv2d(24, 30, 3, padding=1), torch.randn(30, 24)
+        for density, calls in ((0.02, 2), (0.9, 0)):
             used.clear()
-            x = sparse((2, 4, 9, 16), density, torch.float32)
+            x = sparse((2, 4, 9, 24), density, torch.float32)
             expected = functional.linear(x, matrix)
             torch.testing.assert_close(pointwise(x, matrix, None), expected)
             maps = x.permute(0, 3, 1, 2)
@@ -281,10 +291,10 @@ def test_a_training_step_fires_the_same_spikes(
     used: list[int] = []
     product = event_products.multiply
     monkeypatch.setattr(event_products, "multiply", lambda *a: used.append(1) or product(*a))
-    monkeypatch.setattr(event_products, "WORTH_EVENTS", 1.0)
+    monkeypatch.setattr(event_products, "most_events", lambda _: 1.0)
     spikes, gradients = trained(model, image)
     assert len(used) > 8
-    monkeypatch.setattr(event_products, "WORTH_EVENTS", -1.0)
+    monkeypatch.setattr(event_products, "most_events", lambda _: -1.0)
     expected, expected_gradients = trained(model, image)
     assert len(spikes) > 8
     assert all(torch.equal(a, b) for a, b in zip(spikes, expected, strict=True))
