@@ -446,7 +446,7 @@ def find_events(maps: Tensor, weight: Tensor) -> Events | None:
 
 
 def most_events(weight: Tensor) -> float:
-    """Share of inputs that are not 0 up to which events win, measured (see docs/training.md)."""
+    """Share of inputs that are not 0 up to which events win (fitted: docs/training.md)."""
     met = weight.numel() / weight.shape[1]
     return WORTH_EVENTS * met / (met + BOOKKEEPING)
 
