@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from atsnn import fused_norm, fused_pool
+from atsnn import event_products, fused_norm, fused_pool
 from atsnn.config import ModelConfig
 from atsnn.distributed import differentiable_sum, processes, sum_over_processes
 from atsnn.errors import ConfigError, DatasetError
@@ -127,9 +127,7 @@ class ConvLayer(nn.Module):
 
     def _fused(self, x: Tensor, steps: int) -> Tensor:
         """The same in one operation, on maps whose channels are contiguous in memory."""
-        last = torch.channels_last
-        maps = self.synapse(x.flatten(0, 1).contiguous(memory_format=last))
-        rows = maps.to(x.dtype).contiguous(memory_format=last).permute(0, 2, 3, 1)
+        rows = convolve(self.synapse, x.flatten(0, 1)).to(x.dtype)
         norm = cast("_BatchNorm", self.norm)
         spikes, _ = fused_norm.normalize_and_fire(
             rows.reshape(x.shape[0], -1, rows.shape[-1]), norm, self.neuron.fused, steps
@@ -219,15 +217,31 @@ class TokenLayer(nn.Module):
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear map of tokens [T, B, N, I] as a 1x1 convolution over rows of N.
+    """A linear map of tokens [T, B, N, I] as a 1x1 convolution over rows of N, from events if few.
 
     On the CPU torch gives products of matrices to MKL and convolutions to oneDNN, which is up to
     twice as fast on these shapes (processors other than Intel's above all).
     """
     steps, images, count, width = x.shape
-    maps = x.reshape(steps * images, 1, count, width).permute(0, 3, 1, 2)
-    rows = functional.conv2d(maps, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+    maps, kernel = x.reshape(steps * images, 1, count, width), weight[:, :, None, None]
+    events = event_products.find_events(maps, kernel)
+    if events is None:
+        rows = functional.conv2d(maps.permute(0, 3, 1, 2), kernel, bias).permute(0, 2, 3, 1)
+    else:
+        rows = event_products.multiply(maps, kernel, bias, events)
     return rows.reshape(steps, images, count, -1)
+
+
+def convolve(synapse: nn.Conv2d, x: Tensor) -> Tensor:
+    """Convolution of maps [M, I, H, W] as rows of contiguous channels [M, H, W, O]."""
+    maps = x.contiguous(memory_format=torch.channels_last)
+    rows = maps.permute(0, 2, 3, 1)
+    events = None
+    if event_products.fits(synapse):
+        events = event_products.find_events(rows, synapse.weight)
+    if events is not None:
+        return event_products.multiply(rows, synapse.weight, synapse.bias, events)
+    return synapse(maps).permute(0, 2, 3, 1).contiguous()
 
 
 class SpikePool(nn.Module):
@@ -265,7 +279,7 @@ class StreamAdd(nn.Module):
         """`spikes * unit + other`, where `other` is spikes as well if `joins` is 2."""
         if self.joins == 2:
             return (spikes + other) * self.unit
-        return spikes * self.unit + other
+        return torch.add(other, spikes, alpha=self.unit)
 
 
 class AttentionCore(nn.Module):

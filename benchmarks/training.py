@@ -41,6 +41,7 @@ from benchmarks.training_peers import JELLY, NORSE, OURS, check_same, peer
 PACKAGES = ("torch", "norse", "spikingjelly", "numpy", "numba")
 SHAPES = {
     "2-64": (ModelConfig(blocks=2, dim=64, heads=4), 50),
+    "2-96": (ModelConfig(blocks=2, dim=96, heads=6), 100),
     "4-384": (ModelConfig(blocks=4, dim=384, heads=12), 16),
 }
 """Models and their images in a step."""

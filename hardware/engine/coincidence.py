@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from atsnn.fixed_point import ACTIVATION_SHIFT
+from atsnn.llvm import SIXTEEN
 from hardware.engine import buffers, vectors
 from hardware.engine.addition import integers_for
-from hardware.engine.llvm import SIXTEEN
 from hardware.engine.neuron_tiles import IDLE_SHIFT, SATURATED_SHIFT, fire
 from hardware.engine.plan import Interval
 from hardware.engine.rows import Array

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from hardware.engine.llvm import (
+from atsnn.llvm import (
     I8,
     I16,
     I32,

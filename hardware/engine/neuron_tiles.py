@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from atsnn.fixed_point import STATE_LIMIT
-from hardware.engine.llvm import (
+from atsnn.llvm import (
     I8,
     I16,
     I32,

@@ -12,7 +12,7 @@ from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
-from hardware.engine.llvm import (
+from atsnn.llvm import (
     I1,
     I8,
     I32,

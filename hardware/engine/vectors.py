@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from hardware.engine.llvm import (
+from atsnn.llvm import (
     I1,
     I8,
     I16,

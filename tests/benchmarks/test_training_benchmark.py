@@ -98,4 +98,4 @@ class TestCommand:
     def test_an_unknown_shape_is_refused_with_the_known_ones(self) -> None:
         result = CliRunner().invoke(training.app, ["9-99"])
         assert result.exit_code == 2
-        assert "choose of 2-64, 4-384" in result.output
+        assert "choose of 2-64, 2-96, 4-384" in result.output
