@@ -40,6 +40,8 @@ class HaltingConfig(_Section):
         order: what a gate looks at; `upstream` and `blocks` can run on a pipelined chip.
         gamma, beta: of the score `sigmoid(gamma * x_0 + beta)`; with the defaults a stem value of 2
             (both spikes) closes a token's gate at once.
+        stem_beta: beta of the stem's score alone (None: `beta`). With -0.7 a token whose channel 0
+            stays silent is processed two steps long, and others shorter.
         learn: train gamma and beta with the weights.
         stem_score: the stem's output scores too, so that a gate can close before the first block;
             without it every token enters the first block at the first step.
@@ -50,6 +52,7 @@ class HaltingConfig(_Section):
     gamma: float = Field(default=5.0, gt=0, le=1000)
     beta: float = Field(default=-5.0, ge=-1000, le=1000)
     epsilon: float = Field(default=0.01, gt=0, lt=1)
+    stem_beta: float | None = Field(default=None, ge=-1000, le=1000)
     learn: bool = False
     stem_score: bool = True
 
@@ -63,7 +66,8 @@ class MergingConfig(_Section):
         combine: size-weighted mean, maximum, or the larger token.
         similarity: measured on the residual stream or on the attention keys.
         assignment: pairs chosen from the first time step (causal) or from all of them.
-        blocks: the blocks that merge, counted from 1 as in `block1`; None: every block.
+        blocks: the blocks that merge, counted from 1 as in `block1`; 0 merges what the stem gives,
+            in front of the first gate; None: every block.
         readout: the read-out weights tokens by size, or alike (`token`), merged-away ones with
             their last value too.
     """
@@ -178,15 +182,25 @@ class ModelConfig(_Section):
         chosen = self.merging.blocks
         return self.merging.enabled and (chosen is None or index + 1 in chosen)
 
+    @property
+    def merges_stem(self) -> bool:
+        """True if tokens merge behind the stem."""
+        return self.merging.enabled and 0 in (self.merging.blocks or ())
+
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
         if min(self.image_size) < 4:
             raise ValueError(f"image_size {list(self.image_size)}: needs at least 4 x 4 pixels")
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} does not divide into {self.heads} heads")
-        outside = [b for b in self.merging.blocks or () if not 1 <= b <= self.blocks]
+        outside = [b for b in self.merging.blocks or () if not 0 <= b <= self.blocks]
         if outside:
-            raise ValueError(f"merging.blocks {outside}: the model has blocks 1 to {self.blocks}")
+            raise ValueError(
+                f"merging.blocks {outside}: the model has blocks 1 to {self.blocks}, and 0 for the "
+                "stem"
+            )
+        if self.merges_stem and self.merging.similarity == "keys":
+            raise ValueError("merging.blocks 0: the stem has no keys; use similarity stream")
         if self.merging.enabled and self.tokens < 2:
             raise ValueError(
                 f"merging needs at least 2 tokens, image_size {list(self.image_size)} gives 1"

@@ -340,16 +340,19 @@ def _quantize_block(block: EncoderBlock, entering: int, unit: int) -> None:
     block.add_attention = StreamAdd(unit)
     block.add_mlp = StreamAdd(unit)
     if block.merging is not None:
-        m = block.merging
-        block.merging = TokenMerging(
-            m.count,
-            m.minimum_similarity,
-            m.combine,
-            m.similarity,
-            m.assignment,
-            fixed_weights,
-            floor_straight_through,
-        )
+        block.merging = _fixed_merging(block.merging)
+
+
+def _fixed_merging(merging: TokenMerging) -> TokenMerging:
+    return TokenMerging(
+        merging.count,
+        merging.minimum_similarity,
+        merging.combine,
+        merging.similarity,
+        merging.assignment,
+        fixed_weights,
+        floor_straight_through,
+    )
 
 
 def _quantize_halting(model: Spikformer, fraction_bits: int) -> None:
@@ -358,11 +361,18 @@ def _quantize_halting(model: Spikformer, fraction_bits: int) -> None:
         FixedPointHaltingScore(score, n, fraction_bits)
         for score, n in zip(model.score_list, levels, strict=True)
     )
-    threshold = fixed_point.halting_threshold(model.config.halting.epsilon)
     accumulate = model.config.halting.order != "blocks"
-    model.gates = nn.ModuleList(
-        Gate(float(threshold), float(fixed_point.SCORE_UNITY), accumulate) for _ in model.gates
-    )
+    model.gates = nn.ModuleList(_fixed_gate(model.config, accumulate) for _ in model.gates)
+    if model.stem_merging is not None:
+        stem = model.stem_merging
+        stem.score = FixedPointHaltingScore(stem.score, levels[0], fraction_bits)  # pyright: ignore[reportAttributeAccessIssue] replaced by its quantised form
+        stem.gate = _fixed_gate(model.config, accumulate=False)
+        stem.merging = _fixed_merging(stem.merging)
+
+
+def _fixed_gate(config: ModelConfig, accumulate: bool) -> Gate:
+    threshold = fixed_point.halting_threshold(config.halting.epsilon)
+    return Gate(float(threshold), float(fixed_point.SCORE_UNITY), accumulate)
 
 
 def _fixed_conv(layer: ConvLayer, input_max: int, input_scale: float) -> FixedPointConvLayer:

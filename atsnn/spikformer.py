@@ -28,6 +28,8 @@ from atsnn.rivals import TokenSelection, build_selection
 
 State = dict[str, Any]
 
+SCORE_OFF = -1e4
+"""beta of a score that must not count: with it every score is exactly 0."""
 WORTH_LEAVING_OUT = 0.75
 """Share of tokens open at some step up to which training gathers them (see docs/training.md)."""
 
@@ -446,6 +448,27 @@ class EncoderBlock(nn.Module):
         return self.add_mlp(scatter_rows(y, opened), x), alive, size
 
 
+class StemMerging(nn.Module):
+    """Merging of the stem's tokens, in front of the first gate; its own gate is always open."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.score = HaltingScore(1.0, SCORE_OFF, learn=False)
+        self.gate = Gate(1.0 - config.halting.epsilon, 1.0, accumulate=False)
+        self.merging = _merging(config)
+
+    def forward(
+        self, x: Tensor, state: State | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """x [T, B, N, D]; returns stream, alive and size. `state` as in `EncoderBlock`."""
+        state = {} if state is None else state
+        gate, _ = self.gate(self.score(x))
+        x, _, alive, size, state["pairs"] = self.merging(
+            x, gate.detach(), None, None, None, state.get("pairs")
+        )
+        return x, alive, size
+
+
 def scatter_rows(rows: Tensor, opened: Tensor) -> Tensor:
     """Rows [R, D] back to [T, B, N, D], zero where `opened` is false."""
     full = rows.new_zeros((*opened.shape, rows.shape[-1]))
@@ -473,6 +496,7 @@ class Spikformer(nn.Module):
         _check(config)
         self.config = config
         self.stem = Stem(config)
+        self.stem_merging = StemMerging(config) if config.merges_stem else None
         self.blocks = nn.ModuleList(EncoderBlock(config, i) for i in range(config.blocks))
         self.adaptive = config.halting.enabled or config.merging.enabled
         if self.adaptive:
@@ -532,23 +556,27 @@ class Spikformer(nn.Module):
         self, image: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
         """Layer after layer, all steps at once: logits; per block gate, accumulator and score."""
-        x = self.stem(image)
+        x, alive, size = self._enter(self.stem(image))
         seen = _Decisions()
-        alive = size = None
         for index, block in enumerate(self.block_list):
             gate = self._gate(index, x, alive, seen)
             x, alive, size = block(x, gate, alive, size)
         return self._read_out(x, size), seen.gates, seen.totals, seen.scores
 
     def _layers_by_rows(self, image: Tensor):
-        x = self.stem(image)
+        x, alive, size = self._enter(self.stem(image))
         seen = _Decisions()
-        alive = size = None
         for index, block in enumerate(self.block_list):
             gate = self._gate(index, x, alive, seen)
             assert gate is not None  # the model leaves tokens out, or it would not run by rows
             x, alive, size = block.forward_rows(x, gate, alive, size, {})
         return self._read_out(x, size), seen.gates, seen.totals, seen.scores
+
+    def _enter(
+        self, x: Tensor, state: State | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Stream, alive and size as they reach the first block."""
+        return (x, None, None) if self.stem_merging is None else self.stem_merging(x, state)
 
     def _gate(self, index: int, x: Tensor, alive: Tensor | None, seen: _Decisions) -> Tensor | None:
         """Gate of block `index`, noted in `seen`; None where every token is processed."""
@@ -573,11 +601,12 @@ class Spikformer(nn.Module):
         """Step after step, for the orders whose gates look back."""
         stream = self.stem(image)
         states: list[State] = [{} for _ in self.blocks]
+        entering: State = {}
         history: list[list[Tensor]] = []
         cells = []
         size = None
         for t in range(self.config.steps):
-            x, alive, size = stream[t : t + 1], None, None
+            x, alive, size = self._enter(stream[t : t + 1], entering)
             step_scores = [self.score_list[0](x)]
             gates, totals = [], []
             for index, block in enumerate(self.block_list):
@@ -649,14 +678,12 @@ def _merging(config: ModelConfig) -> TokenMerging:
     return TokenMerging(m.count, m.minimum_similarity, m.combine, m.similarity, m.assignment)
 
 
-SCORE_OFF = -1e4
-"""beta of a score that must not count: with it every score is exactly 0."""
-
-
 def _score(config: ModelConfig, index: int) -> HaltingScore:
     halting = config.halting
     if not halting.enabled or (index == 0 and not halting.stem_score):
         return HaltingScore(1.0, SCORE_OFF, learn=False)
+    if index == 0 and halting.stem_beta is not None:
+        return HaltingScore(halting.gamma, halting.stem_beta, halting.learn)
     return HaltingScore(halting.gamma, halting.beta, halting.learn)
 
 

@@ -39,7 +39,15 @@ from atsnn.checkpoint import (
     save_checkpoint,
     write_tensors,
 )
-from atsnn.config import ModelConfig, RunConfig, TrainConfig, differences, load_config, to_yaml
+from atsnn.config import (
+    HaltingConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    differences,
+    load_config,
+    to_yaml,
+)
 from atsnn.data import Dataset, ImageSet, fingerprint
 from atsnn.distributed import (
     average_gradients,
@@ -218,7 +226,7 @@ def _started_from(checkpoint: Checkpoint, config: RunConfig) -> Spikformer:
 
 
 def _is_score(name: str) -> bool:
-    return name.startswith(("scores.", "selections."))
+    return name.startswith(("scores.", "selections.", "stem_merging."))
 
 
 def _keeps_scores(checkpoint: Checkpoint, model: ModelConfig) -> bool:
@@ -228,12 +236,11 @@ def _keeps_scores(checkpoint: Checkpoint, model: ModelConfig) -> bool:
         return checkpoint.config.selection.model_dump(exclude={"keep"}) == (
             model.selection.model_dump(exclude={"keep"})
         )
-    return (
-        ours.enabled
-        and theirs.enabled
-        and (theirs.gamma, theirs.beta, theirs.stem_score)
-        == (ours.gamma, ours.beta, ours.stem_score)
-    )
+    return ours.enabled and theirs.enabled and _start_of_scores(theirs) == _start_of_scores(ours)
+
+
+def _start_of_scores(halting: HaltingConfig) -> tuple[float, float, float | None, bool]:
+    return halting.gamma, halting.beta, halting.stem_beta, halting.stem_score
 
 
 def _require_same_shape(checkpoint: Checkpoint, model: ModelConfig) -> None:

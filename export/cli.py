@@ -535,9 +535,7 @@ def _print_outcome(outcome: dict[str, Any]) -> None:
 
 
 def _average_tokens(graph: Graph, trace: dict[str, npt.NDArray]) -> float | None:
-    from export.graph import Gate
-
-    gates = [trace[node.name].mean() for node in graph.of_kind(Gate) if node.name in trace]
+    gates = [trace[name].mean() for name in graph.block_gates if name in trace]
     return float(np.mean(gates)) if gates else None
 
 

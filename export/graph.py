@@ -317,6 +317,15 @@ class Graph:
         return frozenset(found)
 
     @property
+    def block_gates(self) -> tuple[str, ...]:
+        """Gates of blocks, in their order: those that more than a merging stage reads."""
+        return tuple(
+            gate.name
+            for gate in self.of_kind(Gate)
+            if any(not isinstance(self[edge.target], Merge) for edge in self.out_of(gate.name))
+        )
+
+    @property
     def feedback(self) -> bool:
         """True if a gate looks back from a later place: steps must run one after another."""
         return any(edge.lag for edge in self.edges)

@@ -22,7 +22,7 @@ from atsnn.rivals import TokenSelection
 from atsnn.spikformer import SpikePool, Spikformer
 from export.capture import capture
 from export.errors import GraphError
-from export.graph import Edge, Gate, Graph, HaltingScore, Node, Readout, Selection
+from export.graph import Edge, Graph, HaltingScore, Node, Readout, Selection
 from export.passes.fold_norm import FoldNorm
 from export.passes.quantize import Quantize
 from export.passes.schedule import Schedule
@@ -121,7 +121,7 @@ def _hooked(model: Spikformer, image: Tensor) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    gates = {name: name.startswith(("gates.", "selections.")) for name in seen}
+    gates = {name: name.startswith(("gates.", "selections.", "stem_merging.")) for name in seen}
     trace: Trace = {
         name: _all_steps(torch.cat(values), model.config.steps)
         .numpy()
@@ -164,12 +164,11 @@ def _look_back(graph: Graph, model: Spikformer) -> Graph:
         float(last.beta.detach()),
     )
     edges = [*graph.edges, Edge(stream.source, score.name, stream.source_port)]
-    for index, gate in enumerate(graph.of_kind(Gate)):
+    for index, gate in enumerate(graph.block_gates):
         first = blocks if order == "steps" else index + 1
         stop = index + 2 if order == "rectangle" else blocks + 1
         edges += [
-            Edge(f"scores.{late}", gate.name, target_port="score", lag=1)
-            for late in range(first, stop)
+            Edge(f"scores.{late}", gate, target_port="score", lag=1) for late in range(first, stop)
         ]
     if order == "steps":
         edges = [e for e in edges if e.target_port != "score" or e.lag]
@@ -213,4 +212,6 @@ def _own_label(node: Node) -> str | None:
     part, _, rest = node.name.partition(".")
     if part in ("blocks", "scores", "gates", "selections"):
         return f"block{int(rest.split('.')[0]) + 1}"
+    if part == "stem_merging":
+        return "block1"
     return {"stem": "stem", "image": "stem", "readout": "head", "output": "head"}.get(part)

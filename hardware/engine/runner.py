@@ -474,7 +474,7 @@ class _Run:
         return EngineResult(
             logits=logits,
             trace={**trace, LOGITS: logits},
-            gates={name: self.traces[name] for name in self.gates},
+            gates={name: self.traces[name] for name in graph.block_gates},
             events=collect(labels, self.counters, graph.steps) if self.count_events else None,
             ranges=tuple(self._range(node) for node in graph.of_kind(LIF)),
             steps=graph.steps,

@@ -6,7 +6,7 @@ quantised torch model, and each of its spikes is compared with the engine's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,8 @@ class Deployed:
         details: arrays for the pictures: `open` float [L, T, N], mean gate; `class_steps` float
             [classes, L], mean number of steps that a token of such an image is processed in block
             l; `examples` uint8 [L, T, E, N], gates of the first images; `labels` int [E]; with
-            merging `partner` int [L, E, N], the token that each was merged into, -1 for none.
+            merging `partner` int [L, E, N], the token that each was merged into in block l, -1 for
+            none, and `stem_partner` int [E, N] where tokens merge behind the stem.
     """
 
     numbers: dict[str, Any]
@@ -174,14 +175,20 @@ def _details(
         "labels": labels[:EXAMPLES],
     }
     if model.config.merging.enabled:
-        details["partner"] = _partners(model, pixels[:EXAMPLES])
+        blocks = [block.merging for block in model.block_list]
+        details["partner"] = _partners(model, blocks, pixels[:EXAMPLES])
+    if model.stem_merging is not None:
+        stem = model.stem_merging.merging
+        details["stem_partner"] = _partners(model, [stem], pixels[:EXAMPLES])[0]
     return details
 
 
-def _partners(model: Spikformer, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """The token that each token of each image is merged into in each block, -1 for none."""
+def _partners(
+    model: Spikformer, stages: Sequence[TokenMerging | None], pixels: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.int64]:
+    """The token that each token of each image is merged into at each stage, -1 for none."""
     config = model.config
-    found = np.full((config.blocks, len(pixels), config.tokens), -1, np.int64)
+    found = np.full((len(stages), len(pixels), config.tokens), -1, np.int64)
 
     def keep(index: int) -> Callable[..., None]:
         def hook(_module: TokenMerging, _inputs: object, output: tuple[Any, ...]) -> None:
@@ -192,9 +199,9 @@ def _partners(model: Spikformer, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[n
         return hook
 
     handles = [
-        block.merging.register_forward_hook(keep(index))
-        for index, block in enumerate(model.block_list)
-        if block.merging is not None
+        merging.register_forward_hook(keep(index))
+        for index, merging in enumerate(stages)
+        if merging is not None
     ]
     try:
         with torch.no_grad():

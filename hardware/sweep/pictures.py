@@ -118,13 +118,20 @@ def _draw_image(axis: Axes, pixels: npt.NDArray[np.uint8]) -> None:
 def _draw_merges(
     axis: Axes, details: Details, block: int, image: int, grid: tuple[int, int]
 ) -> None:
-    if "partner" not in details:
-        return
-    for token, partner in enumerate(details["partner"][block, image]):
+    if "partner" in details:
+        _draw_lines(axis, details["partner"][block, image], grid, "red")
+    if block == 0 and "stem_partner" in details:
+        _draw_lines(axis, details["stem_partner"][image], grid, "orange")
+
+
+def _draw_lines(
+    axis: Axes, partners: npt.NDArray[np.int64], grid: tuple[int, int], color: str
+) -> None:
+    for token, partner in enumerate(partners):
         if partner >= 0:
             rows, columns = zip(*(divmod(int(n), grid[1]) for n in (token, partner)), strict=True)
-            axis.plot(columns, rows, color="red", linewidth=1.0)
-            axis.plot(columns[1], rows[1], ".", color="red", markersize=3)
+            axis.plot(columns, rows, color=color, linewidth=1.0)
+            axis.plot(columns[1], rows[1], ".", color=color, markersize=3)
 
 
 def draw_class_steps(details: Details, path: Path) -> None:

@@ -33,11 +33,15 @@ from atsnn.errors import ConfigError
         ({"model": {"image_size": [3, 9]}}, r"image_size \[3, 9\]: needs at least 4 x 4 pixels"),
         (
             {"model": {"blocks": 2, "merging": {"blocks": [0, 3]}}},
-            r"merging.blocks \[0, 3\]: the model has blocks 1 to 2",
+            r"merging.blocks \[3\]: the model has blocks 1 to 2, and 0 for the stem",
         ),
         (
             {"model": {"merging": {"enabled": True, "count": 0}}},
             "would merge every pair: set a count or a minimum_similarity",
+        ),
+        (
+            {"model": {"merging": {"enabled": True, "blocks": [0], "similarity": "keys"}}},
+            "merging.blocks 0: the stem has no keys; use similarity stream",
         ),
         ({"model": {"halting": {"order": "up"}}}, "model.halting.order = 'up': input should be"),
         (

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spikformers import lively, pixels, small_config
 
-from atsnn.config import ModelConfig, load_preset
+from atsnn.config import HaltingConfig, ModelConfig, load_preset
 from atsnn.errors import ConfigError, DatasetError, QuantizationError
 from atsnn.quantization import float_twin, quantize_model
 from atsnn.spikformer import Spikformer, TokenNorm, build_model
@@ -39,6 +39,20 @@ class TestRowsLeftOut:
         assert torch.equal(masked.gates, rows.gates)
         assert torch.equal(masked.scores, rows.scores)
         assert torch.allclose(masked.logits, rows.logits, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("order", ORDERS)
+    @pytest.mark.parametrize("blocks", [(0,), (0, 1, 2)])
+    def test_equal_the_masked_form_behind_a_merged_stem(
+        self, order: str, blocks: tuple[int, ...]
+    ) -> None:
+        config = small_config(order, blocks=blocks)
+        model = quantize_model(lively(config)).eval()
+        image = pixels(config, 6)
+        with torch.no_grad():
+            masked = model(image)
+        rows = model.forward_rows(image)
+        assert torch.equal(masked.gates, rows.gates)
+        assert torch.equal(masked.logits, rows.logits)
 
     def test_some_tokens_halt_and_some_do_not(self) -> None:
         config = small_config()
@@ -92,6 +106,58 @@ class TestWithoutAdaptation:
         closed = (gates[1] == 0).sum(-1)
         assert closed.max() > 0
         assert closed.max() <= 2
+
+
+class TestMergingBehindTheStem:
+    """Pairs join in front of the first gate."""
+
+    CONFIG = small_config(blocks=(0,)).model_copy(update={"halting": HaltingConfig()})
+
+    def test_tokens_merged_away_never_enter_a_block(self) -> None:
+        gates = lively(self.CONFIG)(pixels(self.CONFIG, 4)).gates  # [L, T, B, N]
+        closed = (gates == 0).sum(-1)
+        assert torch.all(closed == 2)  # two pairs, in both blocks and at every step
+        assert torch.all(gates[..., 1::2] == 1)  # even tokens join odd ones
+
+    def test_partner_holds_the_mean_weighted_by_size(self) -> None:
+        model = lively(self.CONFIG)
+        assert model.stem_merging is not None
+        x = torch.rand(3, 2, 9, 16)
+        merged, alive, size = model.stem_merging(x)
+        for image in range(2):
+            for odd in range(1, 9, 2):
+                inside = [odd, *_joined(model, x)[image].get(odd, [])]
+                assert int(size[image, odd]) == len(inside)
+                expected = x[:, image, inside].mean(1)
+                assert torch.allclose(merged[:, image, odd], expected, atol=1e-6)
+        assert torch.all(alive.sum(1) == 7)
+
+    def test_halting_looks_at_the_merged_tokens(self) -> None:
+        config = small_config(blocks=(0,))
+        model = lively(config)
+        assert model.stem_merging is not None
+        image = pixels(config, 4)
+        merged, _, _ = model.stem_merging(model.stem(image))
+        assert torch.equal(model(image).scores[0], model.score_list[0](merged))
+
+
+def _joined(model: Spikformer, x: torch.Tensor) -> list[dict[int, list[int]]]:
+    """Per image, the even tokens that join each odd one."""
+    assert model.stem_merging is not None
+    gate = torch.ones(x.shape[:3])
+    pairs = model.stem_merging.merging(x, gate)[4].pairs
+    found: list[dict[int, list[int]]] = [{} for _ in pairs]
+    for image, odd, even in pairs.nonzero().tolist():
+        found[image].setdefault(2 * odd + 1, []).append(2 * even)
+    return found
+
+
+class TestStartOfTheScores:
+    def test_stem_may_have_a_beta_of_its_own(self) -> None:
+        config = small_config()
+        halting = config.halting.model_copy(update={"gamma": 3.0, "beta": -4.0, "stem_beta": -1.0})
+        scores = Spikformer(config.model_copy(update={"halting": halting})).score_list
+        assert [(float(s.gamma), float(s.beta)) for s in scores] == [(3.0, -1.0), (3.0, -4.0)]
 
 
 class TestTokenNorm:

@@ -157,6 +157,7 @@ def token_graph(
     accumulate: bool = True,
     fraction_bits: int = 4,
     steps: int = 3,
+    stem_merge: bool = False,
 ) -> Graph:
     """Two blocks of an adaptive spiking transformer on 4 x 3 tokens."""
     d, channels, bits = Drawing(np.random.default_rng(seed)), 8, fraction_bits
@@ -166,8 +167,14 @@ def token_graph(
     d.node(Reshape("tokens", "", "tokens"), "stem_lif")
     stream = d.node(Add("stream", "", (bits,)), "tokens")
     table = halting_table(1.5, -2.0, (8 << bits) + 1, bits)
-    scores = d.node(HaltingScore("score0", "", 1.5, -2.0, table), stream)
     alive = size = None
+    if stem_merge:
+        assert merge is not None
+        off = d.node(HaltingScore("off", "", 1.0, -1e4, np.zeros_like(table)), stream)
+        always = d.node(Gate("always", "", halting_threshold(0.01), False), off)
+        m = d.node(replace(merge, name="stem_merge"), x=stream, gate=always)
+        stream, alive, size = m, f"{m}:alive", f"{m}:size"
+    scores = d.node(HaltingScore("score0", "", 1.5, -2.0, table), stream)
     for l in (1, 2):
         d.label = b = f"block{l}"
         gate = d.node(
@@ -256,6 +263,7 @@ GRAPHS = {
     "events": event_graph,
     "tokens": lambda: token_graph(seed=6),
     "tokens merged": lambda: token_graph(seed=6, merge=MERGE),
+    "tokens merged behind the stem": lambda: token_graph(seed=6, merge=MERGE, stem_merge=True),
 }
 
 
@@ -271,6 +279,7 @@ GRAPHS = {
         ("events", "layers"),
         ("tokens merged", "layers"),
         ("tokens merged", "blocks"),
+        ("tokens merged behind the stem", "layers"),
         ("tokens", "blocks"),
     ],
 )

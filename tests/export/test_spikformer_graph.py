@@ -28,13 +28,17 @@ MERGES = {
     "keep": MergingConfig(enabled=True, count=3, combine="keep", blocks=(2,)),
     "tokens alike": MergingConfig(enabled=True, count=3, readout="token"),
     "all steps": MergingConfig(enabled=True, count=2, assignment="all"),
+    "stem": MergingConfig(enabled=True, count=2, blocks=(0,)),
+    "stem and blocks": MergingConfig(enabled=True, count=1, blocks=(0, 1, 2)),
 }
 CASES = [
     *((order, "mean") for order in ORDERS),
     *(("upstream", merge) for merge in MERGES if merge != "mean"),
     ("rectangle", "max of keys"),
     (None, "none"),
+    ("raster", "stem and blocks"),
     (None, "keep"),
+    (None, "stem"),
 ]
 
 
