@@ -12,13 +12,14 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from atsnn.augment import to_input
 from atsnn.data import ImageSet
+from atsnn.layers import ConvLayer, TokenLayer
 from atsnn.quantization import (
     FixedPointConvLayer,
     FixedPointNeuron,
     FixedPointTokenLayer,
     float_twin,
 )
-from atsnn.spikformer import ConvLayer, Spikformer, TokenLayer
+from atsnn.spikformer import Spikformer
 
 SPIKING_LAYERS = (
     ConvLayer,

@@ -24,15 +24,10 @@ from atsnn.errors import QuantizationError
 from atsnn.fixed_point import NeuronConstants, NeuronModel, QuantizedSynapse
 from atsnn.fused import FusedNeuron, fits, fixed_forward, run_fused
 from atsnn.halting import Gate, HaltingScore
+from atsnn.layers import ConvLayer, StreamAdd, TokenLayer
 from atsnn.merging import TokenMerging, fixed_weights, floor_straight_through
 from atsnn.neurons import SURROGATE, SURROGATE_SLOPE, run_rows, run_steps
-from atsnn.spikformer import (
-    ConvLayer,
-    EncoderBlock,
-    Spikformer,
-    StreamAdd,
-    TokenLayer,
-)
+from atsnn.spikformer import EncoderBlock, Spikformer
 
 
 def straight_through(real: Tensor, rounded: Tensor) -> Tensor:

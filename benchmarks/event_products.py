@@ -18,8 +18,9 @@ from torch.nn import functional
 
 from atsnn import event_products
 from atsnn.errors import AtsnnError
+from atsnn.layers import ConvLayer, TokenLayer
 from atsnn.memory import kept_memory
-from atsnn.spikformer import ConvLayer, Spikformer, TokenLayer
+from atsnn.spikformer import Spikformer
 from benchmarks.errors import BenchmarkError
 from benchmarks.side_by_side import Action, ClockName, conditions, median, timed
 from benchmarks.training import SHAPES, batch, lively_model, threads

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atsnn.config import ModelConfig
+from atsnn.layers import ConvLayer, TokenLayer
 from atsnn.neurons import SpikingNeuron
-from atsnn.spikformer import ConvLayer, EncoderBlock, Spikformer, TokenLayer
+from atsnn.spikformer import EncoderBlock, Spikformer
 from benchmarks.errors import BenchmarkError
 
 STEM = ("conv1", "conv2", "conv3", "conv4", "position")

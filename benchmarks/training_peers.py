@@ -18,8 +18,9 @@ from norse.torch import LIFBoxCell, LIFBoxParameters
 from torch import Tensor, nn
 from torch.nn import functional
 
+from atsnn.layers import ConvLayer, TokenLayer
 from atsnn.neurons import SURROGATE, SURROGATE_SLOPE, SpikingNeuron
-from atsnn.spikformer import ConvLayer, Spikformer, TokenLayer
+from atsnn.spikformer import Spikformer
 from benchmarks.errors import BenchmarkError
 from benchmarks.rivals import import_spikingjelly
 

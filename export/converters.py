@@ -279,7 +279,7 @@ def convert_batch_norm(call: Call, module: nn.BatchNorm1d | nn.BatchNorm2d, x: V
     if len(x.shape) == 2:
         call.refuse(
             f"it would normalise over the token axis of {list(x.shape)}",
-            "normalise tokens over their last axis (atsnn.spikformer.TokenNorm)",
+            "normalise tokens over their last axis (atsnn.layers.TokenNorm)",
         )
     return call.add(batch_norm_node(call, module, call.name), "current", x)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from atsnn.fixed_point import pixels_to_integers
 from atsnn.halting import Gate as GateModule
+from atsnn.layers import SpikePool
 from atsnn.quantization import (
     FixedPointConvLayer,
     FixedPointNeuron,
@@ -19,7 +20,7 @@ from atsnn.quantization import (
     float_twin,
 )
 from atsnn.rivals import TokenSelection
-from atsnn.spikformer import SpikePool, Spikformer
+from atsnn.spikformer import Spikformer
 from export.capture import capture
 from export.errors import GraphError
 from export.graph import Edge, Graph, HaltingScore, Node, Readout, Selection

@@ -8,10 +8,7 @@ from torch import nn
 
 from atsnn.halting import Gate as GateModule
 from atsnn.halting import HaltingScore as HaltingScoreModule
-from atsnn.merging import TokenMerging
-from atsnn.neurons import SpikingNeuron
-from atsnn.rivals import RandomDrop, SpikingTokenSelector, TokenPreference, TokenSelection
-from atsnn.spikformer import (
+from atsnn.layers import (
     AttentionCore,
     ConvLayer,
     SpikePool,
@@ -20,8 +17,11 @@ from atsnn.spikformer import (
     TokenLayer,
     ToTokens,
 )
-from atsnn.spikformer import Hold as HoldModule
-from atsnn.spikformer import Readout as ReadoutModule
+from atsnn.layers import Hold as HoldModule
+from atsnn.layers import Readout as ReadoutModule
+from atsnn.merging import TokenMerging
+from atsnn.neurons import SpikingNeuron
+from atsnn.rivals import RandomDrop, SpikingTokenSelector, TokenPreference, TokenSelection
 from export.converters import Call, Value, batch_norm_node, register_converter, to_numpy
 from export.graph import (
     LIF,

@@ -31,7 +31,8 @@ from atsnn.event_products import (
     most_events,
     multiply,
 )
-from atsnn.spikformer import Spikformer, StreamAdd, convolve, pointwise
+from atsnn.layers import StreamAdd, convolve, pointwise
+from atsnn.spikformer import Spikformer
 
 ALL_THREADS = torch.get_num_threads()
 LANES = VECTOR // 8

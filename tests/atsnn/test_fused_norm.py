@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from atsnn import fused_norm
 from atsnn.config import ModelConfig
 from atsnn.fused_norm import CHUNK, TILE, normalize_and_fire
+from atsnn.layers import ConvLayer, TokenLayer, TokenNorm
 from atsnn.neurons import SpikingNeuron, run_steps
-from atsnn.spikformer import ConvLayer, Spikformer, TokenLayer, TokenNorm
+from atsnn.spikformer import Spikformer
 
 NEURON = SpikingNeuron(2.0, 1.0)
 
@@ -219,7 +220,7 @@ class TestLeavingOut:
             TokenLayer, "_fused_without", lambda *a: called.append(1) or without(*a)
         )
         left_out = self.observed(layer, x, gate)
-        monkeypatch.setattr("atsnn.spikformer.WORTH_LEAVING_OUT", -1.0)
+        monkeypatch.setattr("atsnn.layers.WORTH_LEAVING_OUT", -1.0)
         masked = self.observed(layer, x, gate)
         assert called == ([1] if share else [])
         assert torch.equal(left_out[0], masked[0])

@@ -10,8 +10,9 @@ from spikformers import lively, pixels, small_config
 
 from atsnn.config import HaltingConfig, ModelConfig, load_preset
 from atsnn.errors import ConfigError, DatasetError, QuantizationError
+from atsnn.layers import TokenNorm
 from atsnn.quantization import float_twin, quantize_model
-from atsnn.spikformer import Spikformer, TokenNorm, build_model
+from atsnn.spikformer import Spikformer, build_model
 
 ORDERS = ["upstream", "rectangle", "raster", "blocks", "steps"]
 COMBINATIONS = ["mean", "max", "keep"]
