@@ -40,8 +40,8 @@ def run(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Checkpoint that every cell starts from (default: trained in OUT/start, as the "
-            "sweep's file says).",
+            help="Checkpoint that every cell starts from (default: what OUT was begun with, or "
+            "trained in OUT/start, as the sweep's file says).",
         ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Cells at a time on this machine.")] = 1,
@@ -59,12 +59,12 @@ def run(
     from hardware.sweep.cell import Job
     from hardware.sweep.config import cells_of, load_sweep
     from hardware.sweep.runner import read_table, run_sweep
-    from hardware.sweep.start import train_start
+    from hardware.sweep.start import given_before, train_start
 
     console = Console(stderr=True)
     sweep = load_sweep(config)
     cells = cells_of(sweep)
-    start = start or train_start(sweep, data, out, console)
+    start = start or given_before(out) or train_start(sweep, data, out, console)
     job = Job(out, sweep, data, start.resolve(), threads)
     done = sum((job.place(cell) / "result.json").exists() for cell in cells)
     say(console, f"{len(cells)} cells, {done} of them ended before")

@@ -10,6 +10,7 @@ from atsnn.config import RunConfig, merged, parse, read_preset
 from atsnn.data import load_dataset
 from atsnn.errors import ConfigError
 from atsnn.training import train
+from hardware.sweep.cell import SWEEP_FILE, load_job
 from hardware.sweep.config import SweepConfig
 
 START = "start"
@@ -30,6 +31,18 @@ def start_run(sweep: SweepConfig) -> RunConfig:
         )
     preset = {} if start.preset is None else read_preset(start.preset)
     return parse(RunConfig, merged(preset, start.run), f"{sweep.title}: start")
+
+
+def given_before(folder: Path) -> Path | None:
+    """The checkpoint that a sweep was begun with; None if it is new or trained its own.
+
+    Raises:
+        ConfigError: the folder's `sweep.json` is damaged.
+    """
+    if not (folder / SWEEP_FILE).exists():
+        return None
+    start = load_job(folder).start
+    return None if start.parent == (folder / START).resolve() else start
 
 
 def train_start(sweep: SweepConfig, data: str, folder: Path, console: Console) -> Path:

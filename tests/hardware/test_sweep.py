@@ -274,6 +274,16 @@ def test_one_command_trains_the_start_and_goes_on_with_it(tmp_path):
     assert len(read_table(out / "table.csv")) == 1
 
 
+def test_a_folder_begun_with_a_checkpoint_goes_on_with_it(finished, tmp_path):
+    run = {key: SWEEP["run"][key] for key in ("model", "data", "train")}
+    out, words = one_cell(tmp_path, {"start": {"run": run}})
+    begun = CliRunner().invoke(app, [*words, "--start", str(finished.start)])
+    assert begun.exit_code == 0, begun.output
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert load_job(out).start == finished.start
+    assert not (out / "start").exists()
+
+
 def test_a_start_is_a_preset_and_what_it_changes():
     start = {"preset": "small-cifar10", "run": {"train": {"seed": 3}}}
     run = start_run(sweep(start=start))
