@@ -290,6 +290,8 @@ class TrainConfig(_Section):
         clip_norm: largest norm of the gradient (0: no limit).
         ponder_weight: of the mean ponder (active cells + remainder, per token).
         gate_weight: of the mean gate, above `gate_target` (share of open gates that costs nothing).
+        operation_weight: of the synaptic operations, as a share of those of a network in which
+            every neuron fires.
         ratio_weight: of the squared difference between the share of tokens that a trained selector
             keeps and `model.selection.keep` (SparseSpikformer: 2).
         distill_weight: of the KL divergence from the class probabilities of the model in `initial`
@@ -320,6 +322,7 @@ class TrainConfig(_Section):
     ponder_weight: float = Field(default=5e-4, ge=0)
     gate_weight: float = Field(default=0.0, ge=0)
     gate_target: float = Field(default=0.0, ge=0, le=1)
+    operation_weight: float = Field(default=0.0, ge=0)
     ratio_weight: float = Field(default=2.0, ge=0)
     distill_weight: float = Field(default=0.0, ge=0)
     prior_weight: float = Field(default=0.0, ge=0)

@@ -64,9 +64,10 @@ from atsnn.evaluation import Evaluation, evaluate
 from atsnn.files import write_atomically
 from atsnn.losses import selection_loss, teacher_loss, total_loss
 from atsnn.memory import kept_memory
+from atsnn.operations import operation_share
 from atsnn.progress import Meter, duration, say
 from atsnn.quantization import quantize_model
-from atsnn.spikformer import Spikformer
+from atsnn.spikformer import ModelOutput, Spikformer
 
 CONFIG_FILE, LOG_FILE, STATE_FILE = "config.yaml", "log.csv", "state.safetensors"
 _STATE = "atsnn-training"
@@ -368,9 +369,10 @@ class Run:
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"
         ):
-            output = self.model(images)
+            output, operations = self._watched(images)
         targets = batch.targets[share].to(self.device)
         loss = total_loss(output, targets, config.train, self.model.adaptive)
+        loss = loss + config.train.operation_weight * operations
         loss = loss + selection_loss(output, config.model.selection, config.train)
         if self.teacher is not None:
             loss = loss + config.train.distill_weight * teacher_loss(output, self.teacher, images)
@@ -380,6 +382,13 @@ class Run:
         tokens = float(output.average_tokens) / len(self.shares)
         found = [float(loss.detach()), float(correct.sum()), tokens]
         return torch.tensor(found, dtype=torch.float64, device=self.device)
+
+    def _watched(self, images: Tensor) -> tuple[ModelOutput, Tensor | float]:
+        """The model's output, and its share of synaptic operations if that is part of the loss."""
+        if not self.config.train.operation_weight:
+            return self.model(images), 0.0
+        with operation_share(self.model) as share:
+            return self.model(images), share()
 
     def _end_epoch(self, images: ImageSet) -> None:
         """Evaluate, log and save; the first process does so while the others wait."""
