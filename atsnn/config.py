@@ -42,6 +42,10 @@ class HaltingConfig(_Section):
             (both spikes) closes a token's gate at once.
         stem_beta: beta of the stem's score alone (None: `beta`). With -0.7 a token whose channel 0
             stays silent is processed two steps long, and others shorter.
+        quiet: share of tokens that the stem's score closes at the first step, those with the fewest
+            spikes: channel 0 of the stem is then a fixed detector of quiet tokens (None: channel 0
+            is what training makes of it).
+        block_scores: the blocks' outputs score too; without it the stem alone decides.
         learn: train gamma and beta with the weights.
         stem_score: the stem's output scores too, so that a gate can close before the first block;
             without it every token enters the first block at the first step.
@@ -55,6 +59,14 @@ class HaltingConfig(_Section):
     stem_beta: float | None = Field(default=None, ge=-1000, le=1000)
     learn: bool = False
     stem_score: bool = True
+    block_scores: bool = True
+    quiet: float | None = Field(default=None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> HaltingConfig:
+        if self.quiet is not None and not self.stem_score:
+            raise ValueError("quiet tokens close by the stem's score: set stem_score true")
+        return self
 
 
 class MergingConfig(_Section):

@@ -311,7 +311,7 @@ class Spikformer(nn.Module):
             before = seen.gates[-1] if seen.gates else None
             seen.gates.append(self.selection_list[index](x, before))
         elif self.adaptive:
-            score = self.score_list[index](x)
+            score = self._score_of(index, x)
             seen.scores.append(score)
             seen.score = score if seen.score is None else seen.score + score
             gate, total = self.gate_list[index](seen.score, alive)
@@ -320,6 +320,13 @@ class Spikformer(nn.Module):
             seen.gates.append(gate)
             seen.totals.append(total)
         return seen.gates[-1] if seen.gates else None
+
+    def _score_of(self, index: int, x: Tensor) -> Tensor:
+        """Score of what leaves block `index`, the stem's first; one that is fixed passes no
+        gradient, so that training may leave closed tokens out.
+        """
+        score = self.score_list[index](x)
+        return score if _learns(self.config, index) else score.detach()
 
     def _read_out(self, x: Tensor, size: Tensor | None) -> Tensor:
         return self.readout(x, size if self.config.merging.readout == "size" else None)
@@ -334,14 +341,14 @@ class Spikformer(nn.Module):
         size = None
         for t in range(self.config.steps):
             x, alive, size = self._enter(stream[t : t + 1], entering)
-            step_scores = [self.score_list[0](x)]
+            step_scores = [self._score_of(0, x)]
             gates, totals = [], []
             for index, block in enumerate(self.block_list):
                 score = self._visible_score(index, step_scores, history)
                 gate, total = self.gate_list[index](score, alive)
                 run = block.forward_rows if rows else block
                 x, alive, size = run(x, gate, alive, size, states[index])
-                step_scores.append(self.score_list[index + 1](x))
+                step_scores.append(self._score_of(index + 1, x))
                 gates.append(gate)
                 totals.append(total)
             history.append(step_scores)
@@ -407,11 +414,21 @@ def _merging(config: ModelConfig) -> TokenMerging:
 
 def _score(config: ModelConfig, index: int) -> HaltingScore:
     halting = config.halting
-    if not halting.enabled or (index == 0 and not halting.stem_score):
+    if not _counts(config, index):
         return HaltingScore(1.0, SCORE_OFF, learn=False)
     if index == 0 and halting.stem_beta is not None:
         return HaltingScore(halting.gamma, halting.stem_beta, halting.learn)
     return HaltingScore(halting.gamma, halting.beta, halting.learn)
+
+
+def _counts(config: ModelConfig, index: int) -> bool:
+    """Whether a score counts, the stem's being the first."""
+    halting = config.halting
+    return halting.enabled and (halting.stem_score if index == 0 else halting.block_scores)
+
+
+def _learns(config: ModelConfig, index: int) -> bool:
+    return _counts(config, index) and (index > 0 or config.halting.quiet is None)
 
 
 def _check(config: ModelConfig) -> None:

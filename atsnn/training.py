@@ -67,12 +67,15 @@ from atsnn.memory import kept_memory
 from atsnn.operations import operation_share
 from atsnn.progress import Meter, duration, say
 from atsnn.quantization import quantize_model
+from atsnn.quiet import detect_quiet_tokens, keep_detector
 from atsnn.spikformer import ModelOutput, Spikformer
 
 CONFIG_FILE, LOG_FILE, STATE_FILE = "config.yaml", "log.csv", "state.safetensors"
 _STATE = "atsnn-training"
 # Read and set by name: torch makes it a property of the module, which type checkers do not see.
 _FILL = "fill_uninitialized_memory"
+SEEN_BY_DETECTOR = 500
+"""Training images by which a detector of quiet tokens is set."""
 _MUST_AGREE = ("in_channels", "classes", "blocks", "dim", "heads", "mlp_ratio")
 
 
@@ -190,11 +193,14 @@ def _reproducible(config: TrainConfig) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def initial_model(config: RunConfig, initial: Path | None) -> Spikformer:
+def initial_model(config: RunConfig, initial: Path | None, images: ImageSet) -> Spikformer:
     """The model that training starts from: fresh, or with the weights of a checkpoint.
 
+    Args:
+        images: to train on; a detector of quiet tokens is set by some of them.
+
     Raises:
-        ConfigError: quantised training without a checkpoint to start from.
+        ConfigError: quantised training, or quiet tokens, without a checkpoint to start from.
         CheckpointError: a checkpoint of another shape.
     """
     torch.manual_seed(config.train.seed)
@@ -204,11 +210,16 @@ def initial_model(config: RunConfig, initial: Path | None) -> Spikformer:
                 "train.quantized needs trained weights to start from: set train.initial to a "
                 "checkpoint (quantised training from scratch starts from meaningless statistics)"
             )
+        if config.model.halting.quiet is not None:
+            raise ConfigError(
+                "halting.quiet counts the spikes of a trained stem: set train.initial to a "
+                "checkpoint of all tokens"
+            )
         return Spikformer(config.model)
-    return _started_from(read_checkpoint(initial), config)
+    return _started_from(read_checkpoint(initial), config, images)
 
 
-def _started_from(checkpoint: Checkpoint, config: RunConfig) -> Spikformer:
+def _started_from(checkpoint: Checkpoint, config: RunConfig, images: ImageSet) -> Spikformer:
     _require_same_shape(checkpoint, config.model)
     if checkpoint.quantized and not config.train.quantized:
         raise CheckpointError(
@@ -223,7 +234,21 @@ def _started_from(checkpoint: Checkpoint, config: RunConfig) -> Spikformer:
         if _is_score(name) and (name not in tensors or not _keeps_scores(checkpoint, config.model)):
             tensors[name] = value
     load_tensors(model, tensors, str(checkpoint.path))
+    share = config.model.halting.quiet
+    if share is not None and not _keeps_scores(checkpoint, config.model):
+        if checkpoint.quantized:
+            raise ConfigError(
+                f"halting.quiet starts from a float model, {checkpoint.path} is quantised; start "
+                "from the float one"
+            )
+        detect_quiet_tokens(model, _some(images, config), share)
     return quantize_model(model) if config.train.quantized else model
+
+
+def _some(images: ImageSet, config: RunConfig) -> Tensor:
+    """A few hundred images from all over the set, as the model takes them."""
+    indices = torch.linspace(0, len(images) - 1, min(SEEN_BY_DETECTOR, len(images))).long()
+    return to_input(images.batch(indices), config.model.quantization.pixel_bits)
 
 
 def _is_score(name: str) -> bool:
@@ -240,8 +265,15 @@ def _keeps_scores(checkpoint: Checkpoint, model: ModelConfig) -> bool:
     return ours.enabled and theirs.enabled and _start_of_scores(theirs) == _start_of_scores(ours)
 
 
-def _start_of_scores(halting: HaltingConfig) -> tuple[float, float, float | None, bool]:
-    return halting.gamma, halting.beta, halting.stem_beta, halting.stem_score
+def _start_of_scores(halting: HaltingConfig) -> tuple[float | None, ...]:
+    return (
+        halting.gamma,
+        halting.beta,
+        halting.stem_beta,
+        halting.stem_score,
+        halting.block_scores,
+        halting.quiet,
+    )
 
 
 def _require_same_shape(checkpoint: Checkpoint, model: ModelConfig) -> None:
@@ -282,8 +314,10 @@ class Run:
             )
         self.state = TrainingState()
         saved = self._saved()
-        model = _empty_model(config) if saved else initial_model(config, initial)
+        model = _empty_model(config) if saved else initial_model(config, initial, dataset.train)
         self.model = model.to(self.device).train()
+        if config.model.halting.quiet is not None:
+            keep_detector(self.model)
         same_everywhere(self.model.state_dict().values())
         self.teacher = _teacher(config.train, self.device)
         self.optimizer = _optimizer(self.model, config.train)

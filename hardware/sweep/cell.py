@@ -141,7 +141,7 @@ def deploy_on_test(job: Job, cell: Cell) -> dict[str, Any]:
     if not (place / RESULT_FILE).exists():
         raise ConfigError(f"{cell.id}: not finished; run the sweep first")
     dataset = load_dataset(job.data, cell.run.data, _last(cell).model)
-    deployed = deploy(_deployed_model(job, cell), dataset.test, job.sweep.verify_images)
+    deployed = deploy(_deployed_model(job, cell, dataset), dataset.test, job.sweep.verify_images)
     write_atomically(place / TEST_FILE, json.dumps(deployed.numbers, indent=1).encode())
     return deployed.numbers
 
@@ -160,7 +160,7 @@ def _model(
         training = {"epochs": sum(epochs), "seconds": _logged_seconds(job.place(cell))}
     else:
         training = {"epochs": 0, "seconds": 0.0}
-    return _deployed_model(job, cell), training
+    return _deployed_model(job, cell, dataset), training
 
 
 def _started(job: Job, cell: Cell) -> RunConfig:
@@ -169,14 +169,15 @@ def _started(job: Job, cell: Cell) -> RunConfig:
     return parse(RunConfig, merged(values, {"train": own}), f"cell {cell.id}")
 
 
-def _deployed_model(job: Job, cell: Cell) -> Spikformer:
+def _deployed_model(job: Job, cell: Cell, dataset: Dataset) -> Spikformer:
     """The trained model; of a cell without training, its source's weights in its own model."""
     if cell.source is None:
         return load_model(job.place(cell) / MODEL_FILE)
     checkpoint = job.place(cell.source) / MODEL_FILE
     read_checkpoint(checkpoint)
     values = _last(cell).model_dump(mode="json", exclude_unset=True, exclude={"stages"})
-    return initial_model(parse(RunConfig, values, f"cell {cell.id}"), checkpoint).eval()
+    run = parse(RunConfig, values, f"cell {cell.id}")
+    return initial_model(run, checkpoint, dataset.train).eval()
 
 
 def _logged_seconds(place: Path) -> float:

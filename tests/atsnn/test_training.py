@@ -217,9 +217,10 @@ def test_learned_scores_are_kept_unless_the_configuration_asks_for_others(tmp_pa
 
     gamma = "scores.0.gamma"
     learned = load_file(uninterrupted)[gamma]
-    kept = initial_model(tiny_config(), uninterrupted)
+    kept = initial_model(tiny_config(), uninterrupted, tiny_dataset().train)
     assert torch.equal(kept.state_dict()[gamma], learned)
-    changed = initial_model(tiny_config(model={"halting": {"gamma": 2.5}}), uninterrupted)
+    other = tiny_config(model={"halting": {"gamma": 2.5}})
+    changed = initial_model(other, uninterrupted, tiny_dataset().train)
     assert float(changed.state_dict()[gamma]) == 2.5
 
 
