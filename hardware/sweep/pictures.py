@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from atsnn.files import write_atomically
 from hardware.profile import load_profile
@@ -22,6 +23,7 @@ from hardware.sweep.summary import Point
 
 _MARKERS = {"reference": "*", "ours": "o", "rival": "s"}
 _DPI = 110
+_UNITS = {"average_tokens": "", "sops": ""}
 Details = dict[str, npt.NDArray[Any]]
 
 
@@ -40,6 +42,10 @@ def draw_costs(found: list[Point], path: Path) -> None:
         _draw_points(axis, shown, column)
         axis.set_xlabel(title, fontsize=8)
         axis.set_ylabel("accuracy (validation)", fontsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_formatter(EngFormatter(unit=_UNITS.get(column, "J"), sep=" "))
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes[0].xaxis.set_major_formatter(PercentFormatter(1.0))
     handles, names = axes[0].get_legend_handles_labels()
     for axis in axes[len(panels) :]:
         axis.axis("off")
@@ -75,33 +81,34 @@ def _draw_points(axis: Axes, found: Iterable[Point], column: str) -> None:
 def draw_token_maps(details: Details, grid: tuple[int, int], path: Path) -> None:
     """For some images, how many steps each token was processed in each block.
 
-    Where the sweep kept the images, they stand in the first column. A line leads from a token to
-    the one that it was merged into.
+    Where the sweep kept the images, they stand in the first row. A line leads from a token to the
+    one that it was merged into, red in the block, orange behind the stem.
     """
     examples = details["examples"]  # [L, T, E, N]
     blocks, steps, count, _ = examples.shape
     count = min(count, 6)
     images = details.get("images")
-    columns = blocks + (images is not None)
-    figure = _figure((1.9 * columns + 0.8, 1.8 * count))
-    axes = figure.subplots(count, columns, squeeze=False)
+    first = int(images is not None)
+    figure = _figure((1.8 * count + 1.2, 1.8 * (blocks + first) + 0.3))
+    figure.set_layout_engine("compressed")
+    axes = figure.subplots(blocks + first, count, squeeze=False)
     colours = ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 1, steps + 1)))
     shown = None
     for image in range(count):
         if images is not None:
-            _draw_image(axes[image][0], images[image])
+            _draw_image(axes[0][image], images[image])
         for block in range(blocks):
-            axis = axes[image][block + (images is not None)]
+            axis = axes[block + first][image]
             processed = examples[block, :, image].sum(0).reshape(grid)
             shown = axis.imshow(processed, cmap=colours, vmin=-0.5, vmax=steps + 0.5)
             _draw_merges(axis, details, block, image, grid)
             if not image:
-                axis.set_title(f"block {block + 1}", fontsize=8)
+                axis.set_ylabel(f"block {block + 1}", fontsize=8)
     for axis in axes.ravel():
         axis.set_xticks([])
         axis.set_yticks([])
     assert shown is not None  # there is at least one block and one image
-    bar = figure.colorbar(shown, ax=axes.ravel().tolist(), ticks=range(steps + 1), shrink=0.6)
+    bar = figure.colorbar(shown, ax=axes.ravel().tolist(), ticks=range(steps + 1), shrink=0.8)
     bar.set_label("steps processed", fontsize=8)
     _save(figure, path, tight=False)
 
