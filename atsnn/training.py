@@ -234,7 +234,8 @@ def _started_from(checkpoint: Checkpoint, config: RunConfig, images: ImageSet) -
         if _is_score(name) and (name not in tensors or not _keeps_scores(checkpoint, config.model)):
             tensors[name] = value
     load_tensors(model, tensors, str(checkpoint.path))
-    share = config.model.halting.quiet
+    halting = config.model.halting
+    share = halting.quiet if halting.enabled else None
     if share is not None and not _keeps_scores(checkpoint, config.model):
         if checkpoint.quantized:
             raise ConfigError(

@@ -23,7 +23,7 @@ from atsnn.errors import ConfigError
     [
         (
             {"model": {"halting": {"gama": 1}}},
-            "unknown key model.halting.gama; known here: beta, enabled, epsilon, gamma, learn,",
+            "unknown key model.halting.gama; known here: beta, block_scores, enabled, epsilon,",
         ),
         ({"modell": {}}, "unknown key modell; known here: augment, data, model, stages, train"),
         ({"train": {"lr": "fast"}}, "train.lr = 'fast': input should be a valid number"),

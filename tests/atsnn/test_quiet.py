@@ -108,6 +108,16 @@ def test_it_needs_a_trained_stem(tmp_path) -> None:
         run_tiny(tmp_path, config)
 
 
+def test_switched_off_it_leaves_a_quantised_model_as_it_is(tmp_path, start) -> None:
+    model = quantize_model(load_model(start))
+    path = save_checkpoint(tmp_path / "model.safetensors", model, model.config)
+    config = tiny_config(
+        model={"halting": {**FIXED, "enabled": False, "quiet": 0.5}}, train={"quantized": True}
+    )
+    weights = initial_model(config, path, tiny_dataset().train).state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
 def test_it_needs_a_stem_that_fires(tmp_path) -> None:
     silent = tiny_config(model={"halting": {"enabled": False}})
     start = run_tiny(tmp_path / "start", silent)
