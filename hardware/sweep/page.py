@@ -18,6 +18,7 @@ from hardware.sweep.cell import DETAILS_FILE, Job, load_job
 from hardware.sweep.config import Source, cell_id, cells_of
 from hardware.sweep.measure import PROFILES
 from hardware.sweep.runner import TABLE_FILE, TEST_TABLE_FILE, read_table
+from hardware.sweep.start import Stage, start_stages
 from hardware.sweep.summary import (
     OperationClaim,
     Point,
@@ -113,11 +114,27 @@ def _sweep(job: Job, page: Path) -> tuple[dict[str, Any], list[Path]]:
             for row in table
             if row["status"] == "failed"
         ],
+        "start": _start(start_stages(job.start)),
+        "curve": "",
         "costs": "",
         "pictured": "",
     }
     drawn = _draw(job, found, context, page) if done else []
     return context, drawn
+
+
+def _start(stages: list[Stage]) -> str:
+    """How the start was trained, in a sentence; empty if its folder does not say."""
+    if not stages:
+        return ""
+    parts = [
+        f"{len(stage.train)} epoch{'s' * (len(stage.train) > 1)} with T = {stage.steps}"
+        for stage in stages
+    ]
+    return (
+        f"Every cell starts from one model of all tokens, trained for {', then '.join(parts)} "
+        f"(seed {stages[0].seed}): {stages[-1].watched[-1]:.2%} of the images held out."
+    )
 
 
 def _tests(job: Job) -> list[dict[str, str]]:
@@ -229,6 +246,9 @@ def _draw(job: Job, found: list[Point], context: dict[str, Any], page: Path) -> 
 
     written: list[Path] = []
     pictures.draw_costs(found, place("costs"))
+    stages = start_stages(job.start)
+    if stages:
+        pictures.draw_curve(stages, place("curve"))
     chosen = _pictured(job, found)
     if chosen is None:
         return written

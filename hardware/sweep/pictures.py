@@ -19,6 +19,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from atsnn.files import write_atomically
 from hardware.profile import load_profile
 from hardware.sweep.measure import PROFILES
+from hardware.sweep.start import Stage
 from hardware.sweep.summary import Point
 
 _MARKERS = {"reference": "*", "ours": "o", "rival": "s"}
@@ -155,6 +156,30 @@ def draw_class_steps(details: Details, path: Path) -> None:
     axis.set_ylabel("steps processed, mean", fontsize=8)
     axis.legend(fontsize=8)
     axis.grid(axis="y", alpha=0.3)
+    _save(figure, path)
+
+
+def draw_curve(stages: list[Stage], path: Path) -> None:
+    """Accuracy after each epoch of the start's training, on training images and those held out."""
+    figure = _figure((6.0, 3.0))
+    axis = figure.subplots()
+    train = [value for stage in stages for value in stage.train]
+    watched = [value for stage in stages for value in stage.watched]
+    epochs = range(1, len(train) + 1)
+    axis.plot(epochs, train, label="training images, augmented", linewidth=1.0)
+    axis.plot(epochs, watched, label="images held out", marker=".", linewidth=1.0)
+    begin = 0
+    for stage in stages:
+        axis.axvline(begin + 0.5, color="gray", linewidth=0.6)
+        axis.text(begin + 0.7, 0.95, f"{stage.name}, T = {stage.steps}", fontsize=7)
+        begin += len(stage.train)
+    axis.set_ylim(top=1.0)
+    axis.set_xlabel("epoch", fontsize=8)
+    axis.set_ylabel("accuracy", fontsize=8)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.legend(fontsize=7)
+    axis.grid(alpha=0.3)
+    axis.tick_params(labelsize=7)
     _save(figure, path)
 
 

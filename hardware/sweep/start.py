@@ -2,19 +2,63 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from atsnn.config import RunConfig, merged, parse, read_preset
+from atsnn.config import RunConfig, load_config, merged, parse, read_preset
 from atsnn.data import load_dataset
 from atsnn.errors import ConfigError
-from atsnn.training import train
+from atsnn.training import CONFIG_FILE, LOG_FILE, train
 from hardware.sweep.cell import SWEEP_FILE, load_job
 from hardware.sweep.config import SweepConfig
 
 START = "start"
 """Folder of the start's run, inside that of the sweep."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the start's training, as its log tells it.
+
+    Attributes:
+        name: of the stage. seed, steps: of its configuration (steps: time steps T).
+        train, watched: accuracy after each epoch, on training images and on those held out.
+    """
+
+    name: str
+    seed: int
+    steps: int
+    train: tuple[float, ...]
+    watched: tuple[float, ...]
+
+
+def start_stages(checkpoint: Path) -> list[Stage]:
+    """Stages of the run that a start came from; none if its folder holds no finished run."""
+    folder = checkpoint.parent
+    if not (folder / CONFIG_FILE).exists():
+        return []
+    run = load_config(folder / CONFIG_FILE)
+    found = []
+    for name, stage in run.stage_configs().items():
+        log = (folder / name if run.stages else folder) / LOG_FILE
+        if not log.exists():
+            return []
+        rows = list(csv.DictReader(io.StringIO(log.read_text(encoding="utf-8"))))
+        watched = next(k for k in ("validation_accuracy", "test_accuracy") if k in rows[0])
+        found.append(
+            Stage(
+                name,
+                stage.train.seed,
+                stage.model.steps,
+                tuple(float(row["train_accuracy"]) for row in rows),
+                tuple(float(row[watched]) for row in rows),
+            )
+        )
+    return found
 
 
 def start_run(sweep: SweepConfig) -> RunConfig:

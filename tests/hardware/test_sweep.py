@@ -272,6 +272,9 @@ def test_one_command_trains_the_start_and_goes_on_with_it(tmp_path):
     assert CliRunner().invoke(app, words).exit_code == 0
     assert start.stat().st_mtime_ns == before
     assert len(read_table(out / "table.csv")) == 1
+    page = tmp_path / "results.md"
+    assert tmp_path / "results" / "out-curve.png" in write_page([out], page)
+    assert "Every cell starts from one model of all tokens, trained for 1 epoch" in page.read_text()
 
 
 def test_a_folder_begun_with_a_checkpoint_goes_on_with_it(finished, tmp_path):
