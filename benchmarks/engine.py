@@ -6,9 +6,7 @@ Peers are float inference of the same network with all tokens, each at its best 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -21,7 +19,6 @@ import typer
 from rich.console import Console
 
 from atsnn.config import ModelConfig
-from atsnn.errors import AtsnnError
 from atsnn.progress import Meter, say
 from atsnn.quantization import quantize_model
 from benchmarks import memory, networks, peers
@@ -30,8 +27,10 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.side_by_side import (
     Action,
     ClockName,
+    ClockOption,
     Comparison,
     Section,
+    TurnsOption,
     around,
     as_json,
     conditions,
@@ -40,6 +39,7 @@ from benchmarks.side_by_side import (
     median,
     median_difference,
     medians,
+    one_line_errors,
     quantity,
     show,
     take_turns,
@@ -432,31 +432,19 @@ PARTS: dict[Part, Callable[[Options], Section]] = {
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Errors that a user can cause end in one line on stderr and exit status 1."""
-    try:
-        yield
-    except AtsnnError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
 @app.command()
 def compare(
     parts: Annotated[
         list[Part] | None,
         typer.Argument(help="Tables to make; without any, all but test-set.", show_default=False),
     ] = None,
-    turns: Annotated[int, typer.Option(min=1, help="Turns of each median.")] = 5,
+    turns: TurnsOption = 5,
     images: Annotated[int, typer.Option(min=1, help="Images of the built-in model.")] = 512,
     large_images: Annotated[int, typer.Option(min=2, help="Images of the large shapes.")] = 32,
     data: Annotated[
         str, typer.Option(metavar="DIR", help="Fashion-MNIST in IDX files, for test-set.")
     ] = FASHION_MNIST,
-    clock: Annotated[
-        ClockName, typer.Option(help="cpu: CPU time of one thread, for a machine that others use.")
-    ] = ClockName.wall,
+    clock: ClockOption = ClockName.wall,
     json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     into: Annotated[

@@ -6,10 +6,9 @@ events take forward includes finding them. Prints Markdown, milliseconds of one 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
@@ -17,13 +16,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atsnn import event_products
-from atsnn.errors import AtsnnError
 from atsnn.layers import ConvLayer, TokenLayer
 from atsnn.memory import kept_memory
 from atsnn.spikformer import Spikformer
 from benchmarks.errors import BenchmarkError
-from benchmarks.side_by_side import Action, ClockName, conditions, median, timed
-from benchmarks.training import SHAPES, batch, lively_model, threads
+from benchmarks.side_by_side import (
+    Action,
+    ClockName,
+    ClockOption,
+    TurnsOption,
+    conditions,
+    median,
+    one_line_errors,
+    timed,
+)
+from benchmarks.training import SHAPES, ShapesArgument, batch, lively_model, threads
 
 COLUMNS = (
     "layer",
@@ -137,14 +144,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @app.command()
 def main_command(
-    shapes: Annotated[
-        list[str] | None,
-        typer.Argument(help=f"Shapes, of {', '.join(SHAPES)}.", show_default=False),
-    ] = None,
-    turns: Annotated[int, typer.Option(min=1, help="Turns of each median.")] = 5,
-    clock: Annotated[
-        ClockName, typer.Option(help="cpu: CPU time of one thread, for a machine that others use.")
-    ] = ClockName.wall,
+    shapes: ShapesArgument = None,
+    turns: TurnsOption = 5,
+    clock: ClockOption = ClockName.wall,
 ) -> None:
     """Time the products of every layer, dense and from events."""
     unknown = [name for name in shapes or () if name not in SHAPES]
@@ -165,12 +167,9 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Entry point: errors that a user can cause end in one line and exit status 1."""
-    try:
+    """Entry point."""
+    with one_line_errors():
         app()
-    except AtsnnError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

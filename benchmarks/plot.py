@@ -23,14 +23,17 @@ from atsnn.config import ModelConfig
 from atsnn.files import write_atomically
 from atsnn.progress import Meter, say
 from benchmarks import networks, peers
-from benchmarks.engine import LARGE, PACKAGES, engine, one_line_errors, threads
+from benchmarks.engine import LARGE, PACKAGES, engine, threads
 from benchmarks.errors import BenchmarkError
 from benchmarks.side_by_side import (
     Action,
     ClockName,
+    ClockOption,
+    TurnsOption,
     conditions,
     median,
     median_difference,
+    one_line_errors,
     take_turns,
 )
 from export.graph import Graph
@@ -269,11 +272,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command()
 def plot(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The picture, PNG.")] = PICTURE,
-    turns: Annotated[int, typer.Option(min=1, help="Turns of each median.")] = 5,
+    turns: TurnsOption = 5,
     images: Annotated[int, typer.Option(min=1, help="Images of each run.")] = 8,
-    clock: Annotated[
-        ClockName, typer.Option(help="cpu: CPU time of one thread, for a machine that others use.")
-    ] = ClockName.wall,
+    clock: ClockOption = ClockName.wall,
     json: Annotated[bool, typer.Option("--json", help="Print the points as well.")] = False,
     source: Annotated[
         Path | None,

@@ -11,18 +11,22 @@ import os
 import platform
 import re
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from atsnn.errors import AtsnnError
 from atsnn.files import write_atomically
 from atsnn.progress import say
 from benchmarks.errors import BenchmarkError
@@ -222,6 +226,22 @@ class ClockName(str, Enum):
     @property
     def label(self) -> str:
         return {"wall": "wall-clock time", "cpu": "CPU time of one thread"}[self.value]
+
+
+TurnsOption = Annotated[int, typer.Option(min=1, help="Turns of each median.")]
+ClockOption = Annotated[
+    ClockName, typer.Option(help="cpu: CPU time of one thread, for a machine that others use.")
+]
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Errors that a user can cause end in one line on stderr and exit status 1."""
+    try:
+        yield
+    except AtsnnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def versions(packages: Iterable[str]) -> str:

@@ -6,7 +6,6 @@ Before it is timed, every spike and gradient is compared with the peers' (in flo
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Annotated
@@ -19,19 +18,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atsnn.config import ModelConfig
-from atsnn.errors import AtsnnError
 from atsnn.memory import kept_memory
 from atsnn.progress import Meter, say
 from atsnn.spikformer import Spikformer
 from benchmarks.side_by_side import (
     Action,
     ClockName,
+    ClockOption,
     Comparison,
     Section,
+    TurnsOption,
     as_json,
     conditions,
     markdown,
     median,
+    one_line_errors,
     quantity,
     show,
     timed,
@@ -134,19 +135,18 @@ def threads() -> dict[str, int]:
     return {"torch": torch.get_num_threads(), "numba": numba.get_num_threads()}
 
 
+ShapesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help=f"Shapes, of {', '.join(SHAPES)}.", show_default=False),
+]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command()
 def main_command(
-    shapes: Annotated[
-        list[str] | None,
-        typer.Argument(help=f"Shapes, of {', '.join(SHAPES)}.", show_default=False),
-    ] = None,
-    turns: Annotated[int, typer.Option(min=1, help="Turns of each median.")] = 5,
-    clock: Annotated[
-        ClockName, typer.Option(help="cpu: CPU time of one thread, for a machine that others use.")
-    ] = ClockName.wall,
+    shapes: ShapesArgument = None,
+    turns: TurnsOption = 5,
+    clock: ClockOption = ClockName.wall,
     json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
 ) -> None:
@@ -171,12 +171,9 @@ def main_command(
 
 
 def main() -> None:
-    """Entry point: errors that a user can cause end in one line and exit status 1."""
-    try:
+    """Entry point."""
+    with one_line_errors():
         app()
-    except AtsnnError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 if __name__ == "__main__":
