@@ -137,10 +137,9 @@ class TokenLayer(nn.Module):
         Tokens that are closed at every step are left out, unless the gate needs a gradient: that of
         a closed gate is made of the spikes that it holds back.
         """
-        if gate is not None and not gate.requires_grad:
-            opened = gate.amax(0) > 0
-            if 0 < int(opened.sum()) <= WORTH_LEAVING_OUT * opened.numel():
-                return self._fused_without(x, gate, opened)
+        opened = worth_gathering(gate)
+        if gate is not None and opened is not None:
+            return self._fused_without(x, gate, opened)
         current = pointwise(x, self.synapse.weight, self._bias()).to(x.dtype)
         steps, shape = current.shape[0], current.shape
         spikes, state = fused_norm.normalize_and_fire(
@@ -181,6 +180,18 @@ class TokenLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The same for open tokens only: rows [R, I] -> spikes [R, O]."""
         return self.neuron.forward_rows(self.norm(self.synapse(rows)), gate, voltage)
+
+
+def worth_gathering(gate: Tensor | None) -> Tensor | None:
+    """Tokens [B, N] that a gate [T, B, N] opens at some step, if training should gather them.
+
+    None if they are all but a few, or if the gate needs a gradient: that of a closed gate is made
+    of the spikes that it holds back.
+    """
+    if gate is None or gate.requires_grad:
+        return None
+    opened = gate.amax(0) > 0
+    return opened if 0 < int(opened.sum()) <= WORTH_LEAVING_OUT * opened.numel() else None
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

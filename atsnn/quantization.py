@@ -24,7 +24,7 @@ from atsnn.errors import QuantizationError
 from atsnn.fixed_point import NeuronConstants, NeuronModel, QuantizedSynapse
 from atsnn.fused import FusedNeuron, fits, fixed_forward, run_fused
 from atsnn.halting import Gate, HaltingScore
-from atsnn.layers import ConvLayer, StreamAdd, TokenLayer
+from atsnn.layers import ConvLayer, StreamAdd, TokenLayer, worth_gathering
 from atsnn.merging import TokenMerging, fixed_weights, floor_straight_through
 from atsnn.neurons import SURROGATE, SURROGATE_SLOPE, run_rows, run_steps
 from atsnn.spikformer import EncoderBlock, Spikformer
@@ -198,9 +198,25 @@ class FixedPointTokenLayer(nn.Module):
     def forward(
         self, x: Tensor, gate: Tensor | None = None, voltage: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        opened = worth_gathering(gate) if self.training and voltage is None else None
+        if gate is not None and opened is not None:
+            return self._gathered(x, gate, opened)
+        return self._all(x, gate, voltage)
+
+    def _all(self, x: Tensor, gate: Tensor | None, voltage: Tensor | None) -> tuple[Tensor, Tensor]:
         quantized = self.synapse.quantized()
         activation = functional.linear(x, self.synapse.integer_weight(quantized))
         return self.synapse.step(quantized, 0).run(activation, gate, voltage)
+
+    def _gathered(self, x: Tensor, gate: Tensor, opened: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for the tokens `opened` [B, N]; others fire nothing and stay at zero."""
+        index = opened.flatten().nonzero()[:, 0]
+        rows = x.flatten(1, 2)[:, index, None]
+        spikes, state = self._all(rows, gate.flatten(1)[:, index, None], None)
+        full = spikes.new_zeros((len(x), opened.numel(), spikes.shape[-1]))
+        full = full.index_copy(1, index, spikes[:, :, 0])
+        rest = state.new_zeros(full.shape[1:]).index_copy(0, index, state[:, 0])
+        return full.unflatten(1, opened.shape), rest.unflatten(0, opened.shape)
 
     def forward_rows(
         self, rows: Tensor, gate: Tensor, voltage: Tensor | None = None

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from atsnn.checkpoint import load_model, save_checkpoint
 from atsnn.errors import ConfigError
-from atsnn.quantization import fold_norm, quantize_model
+from atsnn.quantization import FixedPointTokenLayer, fold_norm, quantize_model
 from atsnn.quiet import LARGEST_WEIGHT, NEVER_FIRES, detect_quiet_tokens
 from atsnn.spikformer import Spikformer
 from atsnn.training import initial_model
@@ -66,6 +66,35 @@ def test_does_not_see_itself_and_weighs_as_much_as_trained_channels() -> None:
 def test_gates_have_no_gradient_so_that_rows_are_left_out() -> None:
     model, image = quiet_model(0.5)
     assert not model.train()(image).gates.requires_grad
+
+
+def test_quantised_training_without_closed_rows_is_training_with_them_masked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, image = quiet_model(0.6)
+    model = quantize_model(model).train()
+    gathered = []
+    without = FixedPointTokenLayer._gathered
+    monkeypatch.setattr(
+        FixedPointTokenLayer, "_gathered", lambda *a: gathered.append(1) or without(*a)
+    )
+
+    def observed() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        logits = model(image).logits
+        logits.square().sum().backward()
+        found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        return logits.detach(), found
+
+    logits, gradients = observed()
+    assert len(gathered) == 2 * 6  # q, k, v, proj, fc1, fc2 of two blocks
+    monkeypatch.setattr("atsnn.layers.WORTH_LEAVING_OUT", -1.0)
+    masked, expected = observed()
+    assert len(gathered) == 2 * 6
+    assert torch.equal(logits, masked)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
