@@ -68,6 +68,11 @@ class HaltingConfig(_Section):
             raise ValueError("quiet tokens close by the stem's score: set stem_score true")
         return self
 
+    @property
+    def detected(self) -> float | None:
+        """Share of tokens that a detector closes; None if there is none at work."""
+        return self.quiet if self.enabled else None
+
 
 class MergingConfig(_Section):
     """Merging of similar tokens between attention and MLP (bipartite soft matching).

@@ -21,13 +21,8 @@ from atsnn.quantization import (
 )
 from atsnn.spikformer import Spikformer
 
-SPIKING_LAYERS = (
-    ConvLayer,
-    TokenLayer,
-    FixedPointConvLayer,
-    FixedPointTokenLayer,
-    FixedPointNeuron,
-)
+SYNAPTIC_LAYERS = (ConvLayer, TokenLayer, FixedPointConvLayer, FixedPointTokenLayer)
+SPIKING_LAYERS = (*SYNAPTIC_LAYERS, FixedPointNeuron)
 Tick = Callable[[int], None]
 
 

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from atsnn.evaluation import layer_name
-from atsnn.layers import ConvLayer, TokenLayer
-from atsnn.quantization import FixedPointConvLayer, FixedPointTokenLayer
+from atsnn.evaluation import SYNAPTIC_LAYERS, layer_name
 from atsnn.spikformer import Spikformer
 
-SYNAPTIC_LAYERS = (ConvLayer, TokenLayer, FixedPointConvLayer, FixedPointTokenLayer)
 PIXELS = "stem.conv1"
 """The layer that sees pixels, which no training makes fewer."""
 

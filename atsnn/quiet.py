@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atsnn.errors import ConfigError
-from atsnn.layers import ConvLayer
 from atsnn.spikformer import Spikformer, Stem
 
 LARGEST_WEIGHT = 0.5
@@ -109,13 +108,8 @@ def keep_detector(model: Spikformer) -> None:
     """Keep the detector's parameters as they are in the training of a float or quantised model."""
     stem = model.stem.stem if model.quantized else model.stem
     assert isinstance(stem, Stem)
-    for parameter in (*_detector(stem.conv4), *_detector(stem.position)):
-        parameter.register_hook(_without_first)
-
-
-def _detector(layer: ConvLayer | nn.Module) -> list[nn.Parameter]:
-    """Parameters of a layer that have a row for each of its channels."""
-    return [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    for parameter in (*stem.conv4.parameters(), *stem.position.parameters()):
+        parameter.register_hook(_without_first)  # each has a row for every channel
 
 
 def _without_first(gradient: Tensor) -> Tensor:

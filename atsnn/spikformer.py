@@ -428,7 +428,7 @@ def _counts(config: ModelConfig, index: int) -> bool:
 
 
 def _learns(config: ModelConfig, index: int) -> bool:
-    return _counts(config, index) and (index > 0 or config.halting.quiet is None)
+    return _counts(config, index) and (index > 0 or config.halting.detected is None)
 
 
 def _check(config: ModelConfig) -> None:

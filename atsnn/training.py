@@ -210,7 +210,7 @@ def initial_model(config: RunConfig, initial: Path | None, images: ImageSet) -> 
                 "train.quantized needs trained weights to start from: set train.initial to a "
                 "checkpoint (quantised training from scratch starts from meaningless statistics)"
             )
-        if config.model.halting.quiet is not None:
+        if config.model.halting.detected is not None:
             raise ConfigError(
                 "halting.quiet counts the spikes of a trained stem: set train.initial to a "
                 "checkpoint of all tokens"
@@ -234,8 +234,7 @@ def _started_from(checkpoint: Checkpoint, config: RunConfig, images: ImageSet) -
         if _is_score(name) and (name not in tensors or not _keeps_scores(checkpoint, config.model)):
             tensors[name] = value
     load_tensors(model, tensors, str(checkpoint.path))
-    halting = config.model.halting
-    share = halting.quiet if halting.enabled else None
+    share = config.model.halting.detected
     if share is not None and not _keeps_scores(checkpoint, config.model):
         if checkpoint.quantized:
             raise ConfigError(
@@ -317,7 +316,7 @@ class Run:
         saved = self._saved()
         model = _empty_model(config) if saved else initial_model(config, initial, dataset.train)
         self.model = model.to(self.device).train()
-        if config.model.halting.quiet is not None:
+        if config.model.halting.detected is not None:
             keep_detector(self.model)
         same_everywhere(self.model.state_dict().values())
         self.teacher = _teacher(config.train, self.device)

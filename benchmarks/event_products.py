@@ -30,7 +30,7 @@ from benchmarks.side_by_side import (
     one_line_errors,
     timed,
 )
-from benchmarks.training import SHAPES, ShapesArgument, batch, lively_model, threads
+from benchmarks.training import SHAPES, ShapesArgument, batch, chosen, lively_model, threads
 
 COLUMNS = (
     "layer",
@@ -149,11 +149,9 @@ def main_command(
     clock: ClockOption = ClockName.wall,
 ) -> None:
     """Time the products of every layer, dense and from events."""
-    unknown = [name for name in shapes or () if name not in SHAPES]
-    if unknown:
-        raise typer.BadParameter(f"{', '.join(unknown)}: choose of {', '.join(SHAPES)}")
+    names = chosen(shapes)
     print(conditions(("torch", "numpy", "numba"), threads(), turns, clock), flush=True)
-    for shape in shapes or SHAPES:
+    for shape in names:
         config, count = SHAPES[shape]
         print(f"\n### Spikformer-{shape}, {count} images, ms\n\n{_row(COLUMNS)}")
         print(_row(["---"] * len(COLUMNS)))

@@ -135,6 +135,14 @@ def threads() -> dict[str, int]:
     return {"torch": torch.get_num_threads(), "numba": numba.get_num_threads()}
 
 
+def chosen(shapes: Sequence[str] | None) -> list[str]:
+    """Names of the shapes asked for, all if none is; `BadParameter` for one that is not there."""
+    unknown = [name for name in shapes or () if name not in SHAPES]
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(unknown)}: choose of {', '.join(SHAPES)}")
+    return list(shapes or SHAPES)
+
+
 ShapesArgument = Annotated[
     list[str] | None,
     typer.Argument(help=f"Shapes, of {', '.join(SHAPES)}.", show_default=False),
@@ -151,15 +159,13 @@ def main_command(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
 ) -> None:
     """Time a training step beside norse's and SpikingJelly's."""
-    unknown = [name for name in shapes or () if name not in SHAPES]
-    if unknown:
-        raise typer.BadParameter(f"{', '.join(unknown)}: choose of {', '.join(SHAPES)}")
+    names = chosen(shapes)
     clock.clock(threads())
     plain = not (json or as_markdown)
     line = conditions(PACKAGES, threads(), turns, clock)
     say(Console(stderr=not plain), line)
     sections = []
-    for name in shapes or SHAPES:
+    for name in names:
         section = compare(name, *SHAPES[name], turns, clock, Console(stderr=True))
         sections.append(section)
         if plain:

@@ -246,8 +246,7 @@ def _draw(job: Job, found: list[Point], context: dict[str, Any], page: Path) -> 
 
     written: list[Path] = []
     pictures.draw_costs(found, place("costs"))
-    stages = start_stages(job.start)
-    if stages:
+    if stages := start_stages(job.start):
         pictures.draw_curve(stages, place("curve"))
     chosen = _pictured(job, found)
     if chosen is None:

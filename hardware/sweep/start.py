@@ -48,6 +48,8 @@ def start_stages(checkpoint: Path) -> list[Stage]:
         if not log.exists():
             return []
         rows = list(csv.DictReader(io.StringIO(log.read_text(encoding="utf-8"))))
+        if not rows:
+            return []
         watched = next(k for k in ("validation_accuracy", "test_accuracy") if k in rows[0])
         found.append(
             Stage(

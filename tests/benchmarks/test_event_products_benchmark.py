@@ -16,7 +16,7 @@ TINY = ModelConfig(image_size=(16, 16), blocks=1, dim=32, heads=4, steps=3)
 
 
 def test_every_layer_but_the_first_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_products, "SHAPES", {"tiny": (TINY, 2)})
+    monkeypatch.setitem(event_products.SHAPES, "tiny", (TINY, 2))
     result = CliRunner().invoke(event_products.app, ["tiny", "--turns", "1"])
     assert result.exit_code == 0, result.output
     rows = [line.split(" | ") for line in result.output.splitlines() if line.startswith("| ")]
