@@ -155,7 +155,7 @@ class TokenLayer(nn.Module):
         """The same for the tokens `opened` [B, N] alone, in images of N tokens, the last filled up
         with closed ones; the others fire nothing and stay at zero potential.
         """
-        steps, images, count, width = x.shape
+        steps, _, count, width = x.shape
         index = opened.flatten().nonzero()[:, 0]
         fill = -len(index) % count
         rows = functional.pad(x.reshape(steps, -1, width)[:, index], (0, 0, 0, fill))
@@ -170,10 +170,7 @@ class TokenLayer(nn.Module):
             steps,
             gates,
         )
-        full = x.new_zeros((steps, images * count, current.shape[-1]))
-        full = full.index_copy(1, index, spikes[:, : len(index)])
-        rest = x.new_zeros(full.shape[1:]).index_copy(0, index, state[: len(index)])
-        return full.view(steps, images, count, -1), rest.view(images, count, -1)
+        return spread_tokens(spikes[:, : len(index)], state[: len(index)], index, opened)
 
     def forward_rows(
         self, rows: Tensor, gate: Tensor, voltage: Tensor | None = None
@@ -192,6 +189,18 @@ def worth_gathering(gate: Tensor | None) -> Tensor | None:
         return None
     opened = gate.amax(0) > 0
     return opened if 0 < int(opened.sum()) <= WORTH_LEAVING_OUT * opened.numel() else None
+
+
+def spread_tokens(
+    spikes: Tensor, state: Tensor, index: Tensor, opened: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Spikes [T, R, O] and potentials [R, O] of the R tokens `index` of `opened` [B, N], among
+    zeros for the others: [T, B, N, O] and [B, N, O].
+    """
+    shape = (opened.numel(), spikes.shape[-1])
+    full = spikes.new_zeros((len(spikes), *shape)).index_copy(1, index, spikes)
+    rest = state.new_zeros(shape).index_copy(0, index, state)
+    return full.unflatten(1, opened.shape), rest.unflatten(0, opened.shape)
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -24,7 +24,7 @@ from atsnn.errors import QuantizationError
 from atsnn.fixed_point import NeuronConstants, NeuronModel, QuantizedSynapse
 from atsnn.fused import FusedNeuron, fits, fixed_forward, run_fused
 from atsnn.halting import Gate, HaltingScore
-from atsnn.layers import ConvLayer, StreamAdd, TokenLayer, worth_gathering
+from atsnn.layers import ConvLayer, StreamAdd, TokenLayer, spread_tokens, worth_gathering
 from atsnn.merging import TokenMerging, fixed_weights, floor_straight_through
 from atsnn.neurons import SURROGATE, SURROGATE_SLOPE, run_rows, run_steps
 from atsnn.spikformer import EncoderBlock, Spikformer
@@ -213,10 +213,7 @@ class FixedPointTokenLayer(nn.Module):
         index = opened.flatten().nonzero()[:, 0]
         rows = x.flatten(1, 2)[:, index, None]
         spikes, state = self._all(rows, gate.flatten(1)[:, index, None], None)
-        full = spikes.new_zeros((len(x), opened.numel(), spikes.shape[-1]))
-        full = full.index_copy(1, index, spikes[:, :, 0])
-        rest = state.new_zeros(full.shape[1:]).index_copy(0, index, state[:, 0])
-        return full.unflatten(1, opened.shape), rest.unflatten(0, opened.shape)
+        return spread_tokens(spikes[:, :, 0], state[:, 0], index, opened)
 
     def forward_rows(
         self, rows: Tensor, gate: Tensor, voltage: Tensor | None = None
