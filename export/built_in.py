@@ -35,6 +35,11 @@ class Subject:
     graph: Graph
     model: Spikformer | None
 
+    @property
+    def events(self) -> bool:
+        """True if it takes events; a graph without its model does where its input has 1 bit."""
+        return self.model.config.events if self.model else self.graph.input.bits == 1
+
 
 def load_subject(path: Path | None = None) -> Subject:
     """The graph of a checkpoint (file or run folder), of a graph file, or of the built-in model.
@@ -68,11 +73,29 @@ def _load_model(path: Path | None) -> tuple[Spikformer, str]:
 
 @dataclass(frozen=True)
 class Images:
-    """Test images, uint8 [B, C, H, W], and their labels, int64 [B]."""
+    """Test images or recordings.
+
+    Attributes:
+        pixels: uint8 [B, C, H, W], or events of 0 and 1 over time, [T, B, C, H, W].
+        labels: int64 [B].
+        origin: where they come from.
+    """
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
     origin: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def events(self) -> bool:
+        return self.pixels.ndim == 5
+
+    def first(self, count: int) -> Images:
+        """The first `count` of them."""
+        pixels = self.pixels[:, :count] if self.events else self.pixels[:count]
+        return Images(pixels, self.labels[:count], self.origin)
 
 
 def load_images(graph: Graph, count: int | None = None, data: str | None = None) -> Images:
@@ -80,7 +103,8 @@ def load_images(graph: Graph, count: int | None = None, data: str | None = None)
 
     Args:
         count: how many at most; None for all.
-        data: folder or zip (see `atsnn.data`); None for the built-in images.
+        data: folder or zip (see `atsnn.data`); None for the built-in images. Recordings of events
+            are for a graph whose input has 1 bit, and are cut into its time steps.
 
     Raises:
         DatasetError: missing, empty, or of another size than the graph takes.
@@ -105,15 +129,18 @@ def _from_folder(graph: Graph, count: int | None, data: str) -> Images:
     import torch
 
     from atsnn.config import DataConfig
-    from atsnn.data import load_dataset
+    from atsnn.data import detect, is_built_in, load_dataset
+    from atsnn.data.recordings import steps_first
 
     config = DataConfig(test_images=count, resize=data == "digits")
-    test = load_dataset(data, config, _model_config(graph)).test
+    takes_events = graph.input.bits == 1 and not is_built_in(data, config)
+    events = takes_events and detect(Path(data)) == "nmnist"
+    test = load_dataset(data, config, _model_config(graph, events)).test
     pixels = test.batch(torch.arange(len(test))).numpy()
-    return Images(pixels, test.labels.numpy(), data)
+    return Images(steps_first(pixels) if events else pixels, test.labels.numpy(), data)
 
 
-def _model_config(graph: Graph) -> Any:
+def _model_config(graph: Graph, events: bool) -> Any:
     """A configuration that takes the graph's images; only its sizes matter here."""
     from atsnn.config import ModelConfig, parse
 
@@ -124,4 +151,6 @@ def _model_config(graph: Graph) -> Any:
         )
     classes = next((len(n.weight) for n in graph.of_kind(Readout) if isinstance(n, Readout)), 1000)
     sizes = {"in_channels": shape[0], "image_size": shape[1:], "classes": max(classes, 2)}
+    if events:
+        sizes |= {"events": True, "steps": graph.steps}
     return parse(ModelConfig, sizes, "the graph's input")

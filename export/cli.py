@@ -339,13 +339,14 @@ def onnx_command(
     from export.formats.onnx import onnx_trace, save_onnx
 
     subject = _subject(model)
-    save_onnx(subject.graph, out, spikes=spikes)
+    tested = _images(subject.graph, images, data) if images else None
+    events = tested.events if tested else subject.events
+    save_onnx(subject.graph, out, spikes=spikes, events=events)
     result: dict[str, Any] = {"file": str(out), "bytes": out.stat().st_size, "images": images}
-    if images:
-        tested = _images(subject.graph, images, data)
+    if tested:
         ours, theirs = _reference(subject)(tested.pixels), onnx_trace(out, tested.pixels)
         result |= {
-            "images": len(tested.pixels),
+            "images": len(tested),
             "largest_logit_difference": float(
                 np.abs(ours["logits"] - theirs["logits"]).max(initial=0.0)
             ),
@@ -446,11 +447,7 @@ def _stage(subject: Subject, name: str) -> str | Stage:
 
         return Stage("graph in torch", functools.partial(torch_trace, subject.graph))
     if name == "onnx":
-        from export.formats.onnx import onnx_trace, to_onnx
-
-        return Stage(
-            "onnxruntime", functools.partial(onnx_trace, to_onnx(subject.graph, spikes=True))
-        )
+        return Stage("onnxruntime", _in_onnx(subject.graph, spikes=True))
     if name == "netx":
         from export.formats.netx import netx_trace
 
@@ -507,13 +504,19 @@ def _backend(
 
         return lambda pixels: torch_trace(graph, pixels, progress=count)
     if name == "onnx":
-        from export.formats.onnx import onnx_trace, to_onnx
-
-        return functools.partial(onnx_trace, to_onnx(graph))
+        return _in_onnx(graph)
     from export.lava.run import run_lava
 
     grain: Literal["layers", "blocks"] = "layers" if name == "lava-layers" else "blocks"
     return lambda pixels: dict(run_lava(graph, pixels, grain, on_progress=count))
+
+
+def _in_onnx(
+    graph: Graph, *, spikes: bool = False
+) -> Callable[[npt.NDArray[np.uint8]], dict[str, npt.NDArray]]:
+    from export.formats.onnx import onnx_trace, to_onnx
+
+    return lambda pixels: onnx_trace(to_onnx(graph, spikes=spikes, events=pixels.ndim == 5), pixels)
 
 
 def _outcome(logits: npt.NDArray, tested: Images, seconds: float) -> dict[str, Any]:
@@ -621,7 +624,7 @@ def demo_command(
     console = console_for_tables()
     if not as_json:
         print(f"{subject.name}: {_describe(subject.graph)}")
-        print(f"{tested.origin}: {len(tested.pixels)}")
+        print(f"{tested.origin}: {len(tested)}")
     with progress_report() as report:
         result = run(
             subject.graph,
@@ -644,7 +647,7 @@ def demo_command(
         print_json(
             {
                 "model": subject.name,
-                "images": len(tested.pixels),
+                "images": len(tested),
                 "accuracy": accuracy,
                 "average_tokens": result.average_tokens,
                 "tokens_per_block": result.tokens_per_block.tolist(),
@@ -666,11 +669,10 @@ def _demo_stages(
     subject: Subject, tested: Images, lava_images: int
 ) -> tuple[VerificationResult, str | None]:
     """torch = engine on all images, engine = Lava on some; or why Lava was skipped."""
-    from export.built_in import Images
     from hardware.verify import VerificationResult
 
     stages = _verified(subject, tested, ["engine"]).stages
-    few = Images(tested.pixels[:lava_images], tested.labels[:lava_images], tested.origin)
+    few = tested.first(lava_images)
     skipped = None
     try:
         stages += _verified(subject, few, list(LAVA_STAGES)).stages

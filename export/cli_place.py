@@ -223,6 +223,7 @@ def cores_command(
     as_json: JsonOption = False,
 ) -> None:
     """Energy, latency and dark cores after placement: all tokens, halting, merging, rivals."""
+    from hardware.engine import image_axis, select
     from hardware.gpu_import import load_measurements
     from hardware.neurobench import neurobench
     from hardware.placement.report import energy_placed_table, rivals_table
@@ -245,7 +246,7 @@ def cores_command(
             progress=report,
         )
     if as_json:
-        few = pixels[:64]
+        few = select(pixels, image_axis(graph, pixels), slice(0, 64))
         print_json({**table.as_json(), "neurobench": neurobench(graph, few)})
         return
     console = console_for_tables()

@@ -125,7 +125,8 @@ def _check_kind(dataset: Dataset, data: DataConfig, model: ModelConfig) -> None:
     if events != model.events:
         raise DatasetError(
             f"{dataset.location}: holds {'events' if events else 'images'}, the model takes "
-            f"{'events' if model.events else 'images'}; set model.events to {str(events).lower()}"
+            f"{'events' if model.events else 'images'}; give other data, or a model trained with "
+            f"model.events: {str(events).lower()}"
         )
     if events and data.resize:
         raise DatasetError(

@@ -100,6 +100,11 @@ def _frames(files: Files, entries: list[tuple[str, int]], steps: int, collapsed:
     return stored(frames, [label for _, label in entries], files.location)
 
 
+def steps_first(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Frames as they are stored, [B, T, C, H, W] of 0 and 255 -> events of 0 and 1, [T, B, ...]."""
+    return np.ascontiguousarray(np.swapaxes(frames, 0, 1) > 0).astype(np.uint8)
+
+
 def bin_events(data: bytes, steps: int, origin: str) -> npt.NDArray[np.uint8]:
     """Frames [T, 2, 34, 34] of one recording, 255 where at least one event fell.
 

@@ -105,14 +105,20 @@ def to_onnx(graph: Graph, *, spikes: bool = False, events: bool = False) -> onnx
     return model
 
 
-def save_onnx(graph: Graph, path: str | os.PathLike[str], *, spikes: bool = False) -> Path:
+def save_onnx(
+    graph: Graph,
+    path: str | os.PathLike[str],
+    *,
+    spikes: bool = False,
+    events: bool = False,
+) -> Path:
     """Write `to_onnx(graph)` to a file, whole or not at all.
 
     Raises:
         UnsupportedTargetError: see `to_onnx`, or the file cannot be written.
     """
     target = Path(path)
-    content = to_onnx(graph, spikes=spikes).SerializeToString()
+    content = to_onnx(graph, spikes=spikes, events=events).SerializeToString()
     try:
         write_atomically(target, content)
     except OSError as error:

@@ -16,6 +16,7 @@ import torch
 
 from atsnn.augment import to_input
 from atsnn.data import ImageSet
+from atsnn.data.recordings import steps_first
 from atsnn.merging import TokenMerging
 from atsnn.spikformer import Spikformer
 from export.graph import Graph
@@ -90,10 +91,7 @@ def deploy(
 
 
 def _for_engine(model: Spikformer, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Pixels as they are; events [B, T, ...] of 0 and 255 as [T, B, ...] of 0 and 1."""
-    if not model.config.events:
-        return pixels
-    return np.ascontiguousarray(np.swapaxes(pixels, 0, 1) > 0).astype(np.uint8)
+    return steps_first(pixels) if model.config.events else pixels
 
 
 def _chosen(model: Spikformer, graph: Graph, pixels: npt.NDArray[np.uint8]) -> Masks:

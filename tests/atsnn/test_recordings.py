@@ -1,10 +1,9 @@
 """Recordings become one frame per time step, and a model takes another frame at every step."""
 
-import zipfile
-
 import numpy as np
 import pytest
 import torch
+from event_recordings import encoded, write_listed
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -20,26 +19,10 @@ from atsnn.data.recordings import bin_events
 from atsnn.errors import ConfigError, DatasetError
 from atsnn.spikformer import Spikformer
 
-
-def encoded(events: list[tuple[int, int, int, int]]) -> bytes:
-    """Events (column, row, polarity, microseconds) in N-MNIST's five bytes."""
-    return b"".join(bytes([x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255]) for x, y, p, t in events)
-
-
 EVENTS = [(3, 5, 1, 0), (33, 0, 0, 99_999), (0, 33, 1, 200_000), (1, 1, 0, 399_999)]
 MODEL = ModelConfig(
     in_channels=2, image_size=(34, 34), steps=4, blocks=1, dim=8, heads=1, events=True
 )
-
-
-def write_listed(folder, recordings: dict[str, bytes], train: str, test: str) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(folder / "small.zip", "w") as archive:
-        archive.writestr("top/train2.txt", train)
-        archive.writestr("top/test1.txt", test)
-        for name, data in recordings.items():
-            archive.writestr(f"top/{name}", data)
-    return str(folder / "small.zip")
 
 
 @pytest.fixture
