@@ -65,7 +65,8 @@ def run(
     sweep = load_sweep(config)
     cells = cells_of(sweep)
     start = start or given_before(out) or train_start(sweep, data, out, console)
-    job = Job(out, sweep, data, start.resolve(), threads)
+    here = str(Path(data).resolve()) if Path(data).exists() else data
+    job = Job(out.resolve(), sweep, here, start.resolve(), threads)  # workers may stand elsewhere
     done = sum((job.place(cell) / "result.json").exists() for cell in cells)
     say(console, f"{len(cells)} cells, {done} of them ended before")
     with Meter("cells", len(cells), console, done) as meter:
@@ -98,13 +99,23 @@ def on_test_images(
     from hardware.sweep.runner import deploy_on_test, read_table
 
     console = Console(stderr=True)
+    failed: list[str] = []
     with Meter("cells", len(cell), console) as meter:
-        table = deploy_on_test(load_job(out), cell, lambda name, row: meter.advance(note=name))
+
+        def report(name: str, row: dict[str, Any]) -> None:
+            meter.advance(note=name)
+            if row.get("status") == "failed":
+                failed.append(name)
+                say(console, f"{name}: {_in_words(row)}")
+
+        table = deploy_on_test(load_job(out), cell, report)
     rows = read_table(table)
     if as_json:
-        print(json.dumps({"table": str(table), "rows": rows}))
+        print(json.dumps({"table": str(table), "rows": rows, "failed": failed}))
     else:
         _print_rows(rows)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

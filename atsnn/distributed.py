@@ -9,7 +9,7 @@ identity.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -32,6 +32,17 @@ def processes() -> int:
 def rank() -> int:
     """Number of this process, from 0; the first one writes files and speaks."""
     return distributed.get_rank() if processes() > 1 else 0
+
+
+def drawn_for_all(draw: Callable[[int], Tensor], rows: int) -> Tensor:
+    """This process's rows of what one process would draw for the batch of all of them.
+
+    Args:
+        draw: makes so many random rows; the generators of all processes stand alike. rows: of
+            this process.
+    """
+    first = rank() * rows
+    return draw(processes() * rows)[first : first + rows]
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

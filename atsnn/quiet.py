@@ -104,12 +104,24 @@ def _first_layer_of_tokens(model: Spikformer, images: Tensor) -> tuple[Tensor, T
     return seen["entering"], seen["position"][:, :, 1:].sum(2).flatten(2)
 
 
-def keep_detector(model: Spikformer) -> None:
-    """Keep the detector's parameters as they are in the training of a float or quantised model."""
+def keep_detector(model: Spikformer, optimizer: torch.optim.Optimizer) -> None:
+    """Keep the detector's parameters as they are in the training of a float or quantised model.
+
+    Without a gradient they still decay, so they are put back after every step.
+    """
     stem = model.stem.stem if model.quantized else model.stem
     assert isinstance(stem, Stem)
-    for parameter in (*stem.conv4.parameters(), *stem.position.parameters()):
-        parameter.register_hook(_without_first)  # each has a row for every channel
+    parameters = [*stem.conv4.parameters(), *stem.position.parameters()]
+    rows = [parameter.detach()[0].clone() for parameter in parameters]  # one for every channel
+    for parameter in parameters:
+        parameter.register_hook(_without_first)
+
+    def put_back(*_: object) -> None:
+        with torch.no_grad():
+            for parameter, row in zip(parameters, rows, strict=True):
+                parameter[0] = row
+
+    optimizer.register_step_post_hook(put_back)
 
 
 def _without_first(gradient: Tensor) -> Tensor:

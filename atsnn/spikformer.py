@@ -48,7 +48,8 @@ class ModelOutput:
         logits: [B, classes].
         gates: [L, T, B, N], 1 where a block processed a token.
         ponder: [B, N], active cells plus remainder.
-        scores: [L + 1, T, B, N] halting scores, the stem's first, 1 = certain.
+        scores: halting scores, 1 = certain, the stem's first: [L, T, B, N], the last block's score
+            left out where no gate reads it; [L + 1, T, B, N] in orders that look back.
     """
 
     logits: Tensor
@@ -315,8 +316,6 @@ class Spikformer(nn.Module):
             seen.scores.append(score)
             seen.score = score if seen.score is None else seen.score + score
             gate, total = self.gate_list[index](seen.score, alive)
-            if not self.config.halting.enabled:
-                gate = gate.detach()  # a score that is off has no gradient
             seen.gates.append(gate)
             seen.totals.append(total)
         return seen.gates[-1] if seen.gates else None
@@ -414,21 +413,21 @@ def _merging(config: ModelConfig) -> TokenMerging:
 
 def _score(config: ModelConfig, index: int) -> HaltingScore:
     halting = config.halting
-    if not _counts(config, index):
+    if not score_counts(config, index):
         return HaltingScore(1.0, SCORE_OFF, learn=False)
     if index == 0 and halting.stem_beta is not None:
         return HaltingScore(halting.gamma, halting.stem_beta, halting.learn)
     return HaltingScore(halting.gamma, halting.beta, halting.learn)
 
 
-def _counts(config: ModelConfig, index: int) -> bool:
-    """Whether a score counts, the stem's being the first."""
+def score_counts(config: ModelConfig, index: int) -> bool:
+    """Whether a halting score counts, the stem's being the first."""
     halting = config.halting
     return halting.enabled and (halting.stem_score if index == 0 else halting.block_scores)
 
 
 def _learns(config: ModelConfig, index: int) -> bool:
-    return _counts(config, index) and (index > 0 or config.halting.detected is None)
+    return score_counts(config, index) and (index > 0 or config.halting.detected is None)
 
 
 def _check(config: ModelConfig) -> None:

@@ -1,7 +1,7 @@
 """The training loop: exact resume, atomic checkpoints, a log per epoch.
 
-Everything random is a function of (seed, epoch, step), so that a run that was killed and resumed
-ends in the same bits as one that was not.
+Everything random is a function of (seed, epoch, step), or drawn from generators whose states are
+saved, so that a run that was killed and resumed ends in the same bits as one that was not.
 
 A run's folder holds `config.yaml` (resolved), `log.csv`, `model.safetensors` (weights of the
 last finished epoch) and `state.safetensors` (all that is needed to go on). With stages, each has a
@@ -68,7 +68,7 @@ from atsnn.operations import operation_share
 from atsnn.progress import Meter, duration, say
 from atsnn.quantization import quantize_model
 from atsnn.quiet import detect_quiet_tokens, keep_detector
-from atsnn.spikformer import ModelOutput, Spikformer
+from atsnn.spikformer import ModelOutput, Spikformer, score_counts
 
 CONFIG_FILE, LOG_FILE, STATE_FILE = "config.yaml", "log.csv", "state.safetensors"
 _STATE = "atsnn-training"
@@ -231,7 +231,7 @@ def _started_from(checkpoint: Checkpoint, config: RunConfig, images: ImageSet) -
     own = model.state_dict()
     tensors = {k: v for k, v in checkpoint.tensors.items() if k in own or not _is_score(k)}
     for name, value in own.items():
-        if _is_score(name) and (name not in tensors or not _keeps_scores(checkpoint, config.model)):
+        if _is_score(name) and (name not in tensors or not _keeps(name, checkpoint, config.model)):
             tensors[name] = value
     load_tensors(model, tensors, str(checkpoint.path))
     share = config.model.halting.detected
@@ -255,6 +255,18 @@ def _is_score(name: str) -> bool:
     return name.startswith(("scores.", "selections.", "stem_merging."))
 
 
+def _keeps(name: str, checkpoint: Checkpoint, model: ModelConfig) -> bool:
+    """Whether a tensor that decides about tokens is the checkpoint's; a score that is switched on
+    or off is not, while the others are.
+    """
+    if not _keeps_scores(checkpoint, model):
+        return False
+    if not name.startswith("scores."):
+        return True
+    index = int(name.split(".")[1])
+    return score_counts(checkpoint.config, index) == score_counts(model, index)
+
+
 def _keeps_scores(checkpoint: Checkpoint, model: ModelConfig) -> bool:
     """What decides about tokens is kept unless the configuration asks for another one."""
     theirs, ours = checkpoint.config.halting, model.halting
@@ -266,14 +278,7 @@ def _keeps_scores(checkpoint: Checkpoint, model: ModelConfig) -> bool:
 
 
 def _start_of_scores(halting: HaltingConfig) -> tuple[float | None, ...]:
-    return (
-        halting.gamma,
-        halting.beta,
-        halting.stem_beta,
-        halting.stem_score,
-        halting.block_scores,
-        halting.quiet,
-    )
+    return halting.gamma, halting.beta, halting.stem_beta, halting.quiet
 
 
 def _require_same_shape(checkpoint: Checkpoint, model: ModelConfig) -> None:
@@ -316,8 +321,6 @@ class Run:
         saved = self._saved()
         model = _empty_model(config) if saved else initial_model(config, initial, dataset.train)
         self.model = model.to(self.device).train()
-        if config.model.halting.detected is not None:
-            keep_detector(self.model)
         same_everywhere(self.model.state_dict().values())
         self.teacher = _teacher(config.train, self.device)
         self.optimizer = _optimizer(self.model, config.train)
@@ -326,6 +329,8 @@ class Run:
         )
         if saved:
             self._restore(*saved)
+        if config.model.halting.detected is not None:
+            keep_detector(self.model, self.optimizer)
 
     def train(self) -> Path:
         """Run the epochs that are left; returns the model file."""

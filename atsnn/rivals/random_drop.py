@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atsnn.distributed import drawn_for_all
 from atsnn.rivals.selection import TokenSelection, over_time, top_tokens
 
 
@@ -27,7 +28,9 @@ class RandomDrop(TokenSelection):
     def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
         open_before = None if before is None else before[0]
         if self.training:
-            score = torch.rand(x.shape[1:3], device=x.device)
+            score = drawn_for_all(
+                lambda rows: torch.rand(rows, self.tokens, device=x.device), x.shape[1]
+            )
         else:
             score = self._score(x.detach())
         return over_time(top_tokens(score, self.kept, open_before), x)

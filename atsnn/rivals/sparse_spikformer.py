@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from atsnn.distributed import drawn_for_all
 from atsnn.rivals.selection import TokenSelection, over_time, top_tokens
 
 
@@ -39,7 +40,7 @@ class SpikingTokenSelector(TokenSelection):
             return over_time(everything, x)
         logits = self.logits(x)
         if self.training:
-            mask = functional.gumbel_softmax(logits, hard=True, dim=2)[..., 0]
+            mask = _hard_gumbel(logits)[..., 0]
             mask = mask if open_before is None else mask * open_before
         else:
             score = torch.log_softmax(logits, dim=2)[..., 0]
@@ -54,3 +55,17 @@ class SpikingTokenSelector(TokenSelection):
         if self.kept == self.tokens:
             return 0
         return arriving * (self.fc1.weight.numel() + self.fc2.weight.numel())
+
+
+def _hard_gumbel(logits: Tensor) -> Tensor:
+    """Straight-through Gumbel-softmax over the last axis, as torch's, with the same draws for any
+    number of processes: [B, N, 2] of 0 and 1, with the gradient of the softmax.
+    """
+
+    def exponential(rows: int) -> Tensor:
+        return torch.empty(rows, *logits.shape[1:], device=logits.device).exponential_()
+
+    noise = -drawn_for_all(exponential, len(logits)).log()
+    soft = (logits + noise).softmax(-1)
+    hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
+    return hard - soft.detach() + soft

@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from atsnn.checkpoint import MODEL_FILE, load_model, read_checkpoint
+from atsnn.checkpoint import MODEL_FILE, load_model
 from atsnn.config import RunConfig, merged, parse
 from atsnn.data import Dataset, ImageSet, load_dataset
 from atsnn.errors import AtsnnError, ConfigError, DatasetError
-from atsnn.files import write_atomically
 from atsnn.spikformer import Spikformer
 from atsnn.training import LOG_FILE, initial_model, train
 from hardware.sweep.config import Cell, SweepConfig, cells_of, parse_sweep
+from hardware.sweep.files import write_file, write_json
 from hardware.sweep.measure import Deployed, deploy
 
 SWEEP_FILE, RESULT_FILE, TEST_FILE = "sweep.json", "result.json", "test.json"
@@ -60,7 +60,7 @@ class Job:
             "start": str(self.start),
             "threads": self.threads,
         }
-        write_atomically(self.folder / SWEEP_FILE, json.dumps(values, indent=1).encode())
+        write_json(self.folder / SWEEP_FILE, values)
 
     def cell(self, name: str) -> Cell:
         """A cell of the grid by its id."""
@@ -125,7 +125,7 @@ def run_cell(job: Job, cell: Cell, console: Console) -> dict[str, Any]:
     _write_details(place, deployed, dataset, images if job.sweep.show_images else None)
     numbers = {**training, **deployed.numbers, "seconds": round(seconds, 1)}
     result = {"status": "done", "error": "", "fingerprint": job.fingerprint(cell), **numbers}
-    write_atomically(place / RESULT_FILE, json.dumps(result, indent=1).encode())
+    write_json(place / RESULT_FILE, result)
     return result
 
 
@@ -142,7 +142,7 @@ def deploy_on_test(job: Job, cell: Cell) -> dict[str, Any]:
         raise ConfigError(f"{cell.id}: not finished; run the sweep first")
     dataset = load_dataset(job.data, cell.run.data, _last(cell).model)
     deployed = deploy(_deployed_model(job, cell, dataset), dataset.test, job.sweep.verify_images)
-    write_atomically(place / TEST_FILE, json.dumps(deployed.numbers, indent=1).encode())
+    write_json(place / TEST_FILE, deployed.numbers)
     return deployed.numbers
 
 
@@ -174,7 +174,6 @@ def _deployed_model(job: Job, cell: Cell, dataset: Dataset) -> Spikformer:
     if cell.source is None:
         return load_model(job.place(cell) / MODEL_FILE)
     checkpoint = job.place(cell.source) / MODEL_FILE
-    read_checkpoint(checkpoint)
     values = _last(cell).model_dump(mode="json", exclude_unset=True, exclude={"stages"})
     run = parse(RunConfig, values, f"cell {cell.id}")
     return initial_model(run, checkpoint, dataset.train).eval()
@@ -198,7 +197,7 @@ def _write_details(
     if images is not None:
         details["images"] = images.batch(torch.arange(len(details["labels"]))).numpy()
     np.savez_compressed(stream, **details)  # pyright: ignore[reportArgumentType] names are ours
-    write_atomically(place / DETAILS_FILE, stream.getvalue())
+    write_file(place / DETAILS_FILE, stream.getvalue())
 
 
 def main(arguments: list[str]) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from atsnn.config import ConfigSection, RunConfig, merged, parse, read_yaml
 from atsnn.errors import ConfigError
@@ -15,6 +15,17 @@ Group = Literal["reference", "ours", "rival", "ablation"]
 _NAME = r"^[a-z0-9][a-z0-9_.-]*$"
 ONLY = "all"
 """Name of the budget of a method that has none."""
+
+
+def _no_seed_twice(seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if seeds is not None and len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds {list(seeds)}: one stands there twice; it would be the same cell")
+    return seeds
+
+
+Seeds = Annotated[tuple[int, ...], AfterValidator(_no_seed_twice)]
+Name = Annotated[str, Field(pattern=_NAME)]
+"""Of a method or budget: a part of a folder's name."""
 
 
 class Changes(ConfigSection):
@@ -45,12 +56,12 @@ class MethodConfig(Changes):
         family: for ablations, the question that this method is one answer to.
     """
 
-    name: str = Field(pattern=_NAME)
+    name: Name
     group: Group = "rival"
     label: str = ""
     family: str = ""
-    budgets: dict[str, Changes] = Field(default={})
-    seeds: tuple[int, ...] | None = None
+    budgets: dict[Name, Changes] = Field(default={})
+    seeds: Seeds | None = None
     source: Source | None = None
 
 
@@ -85,7 +96,7 @@ class SweepConfig(ConfigSection):
     picture: Source | None = None
     start: StartConfig | None = None
     run: dict[str, Any]
-    seeds: tuple[int, ...] = (0,)
+    seeds: Seeds = (0,)
     verify_images: int = Field(default=256, ge=1)
     measure_images: int | None = Field(default=None, ge=1)
     show_images: bool = False

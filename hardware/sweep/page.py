@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,11 +12,11 @@ import jinja2
 import numpy as np
 
 from atsnn.errors import ConfigError
-from atsnn.files import write_atomically
 from hardware.report import format_count, format_joules
 from hardware.sweep import pictures
 from hardware.sweep.cell import DETAILS_FILE, Job, load_job
 from hardware.sweep.config import Source, cell_id, cells_of
+from hardware.sweep.files import write_file
 from hardware.sweep.measure import PROFILES
 from hardware.sweep.runner import TABLE_FILE, TEST_TABLE_FILE, read_table
 from hardware.sweep.start import Stage, start_stages
@@ -24,8 +25,10 @@ from hardware.sweep.summary import (
     Point,
     TokenClaim,
     operation_claim,
+    paired,
     points,
     reference,
+    standard_error,
     token_claims,
 )
 
@@ -40,8 +43,15 @@ def write_page(folders: Sequence[Path], page: Path) -> list[Path]:
         folders: of sweeps, in the order of the page. page: a `.md` file.
 
     Raises:
-        ConfigError: a folder without a table, or a file that cannot be written.
+        ConfigError: a folder without a table or its pictures' numbers, two folders of one name, or
+            a file that cannot be written.
     """
+    names = [folder.resolve().name for folder in folders]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(
+            f"two folders are named {twice[0]}, as their pictures would be; rename one of them"
+        )
     sweeps, written = [], []
     for folder in folders:
         context, files = _sweep(load_job(folder), page)
@@ -52,10 +62,7 @@ def write_page(folders: Sequence[Path], page: Path) -> list[Path]:
         profiles=PROFILES,
         command=f"atsnn sweep report {' '.join(map(str, folders))} --page {page}",
     )
-    try:
-        write_atomically(page, _squeezed(text).encode())
-    except OSError as error:
-        raise ConfigError(f"{page}: cannot be written ({error.strerror or error})") from None
+    write_file(page, _squeezed(text).encode())
     return [page, *written]
 
 
@@ -85,6 +92,7 @@ def _sweep(job: Job, page: Path) -> tuple[dict[str, Any], list[Path]]:
     if not table:
         raise ConfigError(f"{job.folder}: holds no table with rows yet; run the sweep first")
     labels = {method.name: method.label for method in job.sweep.methods}
+    sources = {method.name: method.source for method in job.sweep.methods}
     found = points(table, labels)
     tests = {(p.method, p.budget): p for p in points(_tests(job), labels)}
     everything = reference(found)
@@ -101,11 +109,13 @@ def _sweep(job: Job, page: Path) -> tuple[dict[str, Any], list[Path]]:
         "rows": [row for row, point in zip(rows, found, strict=True) if not _is_ablation(point)],
         "token_claims": [_token_claim(claim) for claim in token_claims(found)],
         "verdict": _verdict(token_claims(found)),
+        "candidates": max((claim.candidates for claim in token_claims(found)), default=0),
+        "error": f"{standard_error(found[0]) * 100:.2f}" if found else "",
         "operation_claims": [
             _operation_claim(operation_claim(found, group), name)
             for group, name in (("ours", "Ours"), ("rival", "Rivals"))
         ],
-        "ablations": _ablations(rows, found),
+        "ablations": _ablations(found, everything, sources),
         "failed": [
             {
                 "cell": cell_id(row["method"], row["budget"], int(row["seed"])),
@@ -133,7 +143,7 @@ def _start(stages: list[Stage]) -> str:
     ]
     return (
         f"Every cell starts from one model of all tokens, trained for {', then '.join(parts)} "
-        f"(seed {stages[0].seed}): {stages[-1].watched[-1]:.2%} of the images held out."
+        f"(seed {stages[0].seed}): {stages[-1].watched[-1]:.2%} of the {stages[-1].others}."
     )
 
 
@@ -158,7 +168,7 @@ def _row(
         "seeds": point.seeds,
         "epochs": round(point.mean("epochs")),
         "accuracy": _range(point, "accuracy"),
-        "test": _range(test, "accuracy") if test else "",
+        "test": _tested(point, test) if test else "",
         "tokens": _range(point, "average_tokens", 1),
         "sops": format_count(point.mean("sops")),
         "change": _change(point, everything),
@@ -167,6 +177,11 @@ def _row(
         "decision": format_count(point.mean("selector_macs")),
         "joules": [format_joules(point.mean(f"joules/{name}")) for name in PROFILES],
     }
+
+
+def _tested(point: Point, test: Point) -> str:
+    some = f", {test.seeds} of {point.seeds} seeds" if test.seeds < point.seeds else ""
+    return f"{_range(test, 'accuracy')}{some}"
 
 
 def _range(point: Point, column: str, digits: int = 2) -> str:
@@ -179,15 +194,17 @@ def _range(point: Point, column: str, digits: int = 2) -> str:
 
 
 def _change(point: Point, everything: Point | None) -> str:
-    if everything is None or everything is point:
+    pair = None if everything is None or everything is point else paired(point, everything)
+    if pair is None:
         return ""
-    return f"{(point.mean('sops') / everything.mean('sops') - 1) * 100:+.1f} %"
+    return f"{(pair[0].mean('sops') / pair[1].mean('sops') - 1) * 100:+.1f} %"
 
 
-def _token_claim(claim: TokenClaim) -> dict[str, str]:
+def _token_claim(claim: TokenClaim) -> dict[str, Any]:
     ours = claim.ours
     return {
         "rival": claim.rival.name,
+        "seeds": claim.rival.seeds,
         "rival_accuracy": _range(claim.rival, "accuracy"),
         "rival_tokens": _range(claim.rival, "average_tokens", 1),
         "ours": ours.name if ours else "none is as accurate",
@@ -217,18 +234,64 @@ def _operation_claim(claim: OperationClaim | None, name: str) -> str:
         return f"{name}: no point loses at most 0.5 points against all tokens, or there is none."
     lost = claim.lost * 100
     words = f"{lost:.2f} points lost" if lost >= 0 else f"{-lost:.2f} points gained"
+    change = "fewer" if claim.fewer >= 0 else "more"
     return (
-        f"{name}: {claim.point.name} has {claim.fewer * 100:.1f} % fewer SOPs than all tokens, "
-        f"stem included, at {words} (seeds: {claim.point.seeds})."
+        f"{name}: {claim.point.name} has {abs(claim.fewer) * 100:.1f} % {change} SOPs than all "
+        f"tokens, stem included, at {words} (seeds: {claim.point.seeds})."
     )
 
 
-def _ablations(rows: list[dict[str, Any]], found: list[Point]) -> dict[str, list[dict[str, Any]]]:
-    families: dict[str, list[dict[str, Any]]] = {}
-    for row, point in zip(rows, found, strict=True):
+def _ablations(
+    found: list[Point], everything: Point | None, sources: dict[str, Source | None]
+) -> list[dict[str, Any]]:
+    families: dict[str, list[Point]] = {}
+    for point in found:
         if point.family:
-            families.setdefault(point.family, []).append(row)
-    return families
+            families.setdefault(point.family, []).append(point)
+    return [
+        _ablation(family, members, _base(found, members, everything, sources))
+        for family, members in families.items()
+    ]
+
+
+def _base(
+    found: list[Point],
+    members: list[Point],
+    everything: Point | None,
+    sources: dict[str, Source | None],
+) -> Point | None:
+    """What a family differs from: the cell whose weights all of it take, else all tokens."""
+    taken = {(s.method, s.budget) if (s := sources[point.method]) else None for point in members}
+    if len(taken) > 1 or None in taken:
+        return everything
+    return next((point for point in found if (point.method, point.budget) in taken), None)
+
+
+def _ablation(family: str, members: list[Point], base: Point | None) -> dict[str, Any]:
+    return {
+        "family": family,
+        "base": base.name if base else "",
+        "rows": [
+            _variant(point, base)
+            for point in ([] if base is None or base in members else [base]) + members
+        ],
+    }
+
+
+def _variant(point: Point, base: Point | None) -> dict[str, Any]:
+    pair = None if base is None or point is base else paired(point, base)
+    row = {
+        "label": f"{point.name} (as trained)" if point is base else point.name,
+        "seeds": point.seeds,
+        "epochs": round(point.mean("epochs")) or "not retrained",
+        "accuracy": _range(point, "accuracy"),
+        "tokens": _range(point, "average_tokens", 1),
+        "sops": format_count(point.mean("sops")),
+    }
+    if pair is None:
+        return {**row, "points": "", "change": ""}
+    gained = pair[0].mean("accuracy") - pair[1].mean("accuracy")
+    return {**row, "points": f"{gained * 100:+.2f}", "change": _change(point, base)}
 
 
 # --- pictures ---
@@ -236,7 +299,7 @@ def _ablations(rows: list[dict[str, Any]], found: list[Point]) -> dict[str, list
 
 def _draw(job: Job, found: list[Point], context: dict[str, Any], page: Path) -> list[Path]:
     folder = page.parent / page.stem
-    prefix = job.folder.name
+    prefix = job.folder.resolve().name
 
     def place(name: str) -> Path:
         path = folder / f"{prefix}-{name}.png"
@@ -253,14 +316,23 @@ def _draw(job: Job, found: list[Point], context: dict[str, Any], page: Path) -> 
         return written
     cell = next(c for c in cells_of(job.sweep) if c.id == chosen)
     grid = cell.run.model.grid
-    with np.load(job.place(cell) / DETAILS_FILE) as stored:
-        details = dict(stored)
+    details = _details(job.place(cell) / DETAILS_FILE)
     context["pictured"] = f"`{chosen}`"
     context["has_images"] = "images" in details
     pictures.draw_open_tokens(details, grid, place("open"))
     pictures.draw_token_maps(details, grid, place("maps"))
     pictures.draw_class_steps(details, place("classes"))
     return written
+
+
+def _details(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path) as stored:
+            return dict(stored)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error}); remove the cell's folder and run the sweep again"
+        ) from None
 
 
 def _pictured(job: Job, found: list[Point]) -> str | None:

@@ -16,8 +16,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from atsnn.files import write_atomically
 from hardware.profile import load_profile
+from hardware.sweep.files import write_file
 from hardware.sweep.measure import PROFILES
 from hardware.sweep.start import Stage
 from hardware.sweep.summary import Point
@@ -160,14 +160,14 @@ def draw_class_steps(details: Details, path: Path) -> None:
 
 
 def draw_curve(stages: list[Stage], path: Path) -> None:
-    """Accuracy after each epoch of the start's training, on training images and those held out."""
+    """Accuracy after each epoch of the start's training, on training images and on others."""
     figure = _figure((6.0, 3.0))
     axis = figure.subplots()
     train = [value for stage in stages for value in stage.train]
     watched = [value for stage in stages for value in stage.watched]
     epochs = range(1, len(train) + 1)
     axis.plot(epochs, train, label="training images, augmented", linewidth=1.0)
-    axis.plot(epochs, watched, label="images held out", marker=".", linewidth=1.0)
+    axis.plot(epochs, watched, label=stages[-1].others, marker=".", linewidth=1.0)
     begin = 0
     for stage in stages:
         axis.axvline(begin + 0.5, color="gray", linewidth=0.6)
@@ -214,4 +214,4 @@ def _save(figure: Figure, path: Path, tight: bool = True) -> None:
         figure.tight_layout()
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
-    write_atomically(path, stream.getvalue())
+    write_file(path, stream.getvalue())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import subprocess
 import sys
 import threading
@@ -20,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from atsnn.errors import ConfigError
-from atsnn.files import write_atomically
 from hardware.sweep.cell import RESULT_FILE, TEST_FILE, Job
 from hardware.sweep.config import Cell, cells_of
+from hardware.sweep.files import read_json, write_file, write_json
+from hardware.sweep.start import watched_by_start
 
 TABLE_FILE, TEST_TABLE_FILE = "table.csv", "test.csv"
 FIRST_COLUMNS = ("method", "group", "family", "budget", "seed", "status", "error")
@@ -63,6 +63,8 @@ def run_sweep(
 def deploy_on_test(job: Job, names: Iterable[str], report: Report | None = None) -> Path:
     """Deploy finished cells on the test images, one after another; returns the test table's path.
 
+    A cell that fails has no row in the table and can be tried again; `report` hears of it.
+
     Raises:
         ConfigError: a cell that is not there, not finished, or was tested before; nothing was run.
     """
@@ -77,7 +79,7 @@ def deploy_on_test(job: Job, names: Iterable[str], report: Report | None = None)
             )
     for cell in chosen:
         error = _call(job.folder, cell.id, "--test")
-        row = _read(job.place(cell) / TEST_FILE) or {"status": "failed", "error": error}
+        row = read_json(job.place(cell) / TEST_FILE) or {"status": "failed", "error": error}
         if report:
             report(cell.id, row)
     return write_table(job, TEST_FILE, TEST_TABLE_FILE)
@@ -96,7 +98,7 @@ def write_table(job: Job, source: str = RESULT_FILE, name: str = TABLE_FILE) -> 
     groups = {method.name: method for method in job.sweep.methods}
     rows = []
     for cell in cells_of(job.sweep):
-        result = _read(job.place(cell) / source)
+        result = read_json(job.place(cell) / source)
         if result is None:
             continue
         method = groups[cell.method]
@@ -113,7 +115,7 @@ def write_table(job: Job, source: str = RESULT_FILE, name: str = TABLE_FILE) -> 
             }
         )
     path = job.folder / name
-    write_atomically(path, _csv(rows).encode())
+    write_file(path, _csv(rows).encode())
     return path
 
 
@@ -129,6 +131,13 @@ def _csv(rows: list[Row]) -> str:
 def _check_folder(job: Job, cells: list[Cell]) -> None:
     if not job.start.is_file():
         raise ConfigError(f"{job.start}: no such checkpoint to start from (--start)")
+    held, wanted = watched_by_start(job.start), max(c.run.data.validation_images for c in cells)
+    if held is not None and held < wanted:
+        raise ConfigError(
+            f"{job.start}: was trained with {held:,} images held out, this sweep measures on "
+            f"{wanted:,}, some of which it has seen; train the start with data.validation_images "
+            f"{wanted}, or lower it here"
+        )
     for cell in cells:
         result = _result(job, cell)
         if result.get("status") == "done" and result.get("fingerprint") != job.fingerprint(cell):
@@ -144,16 +153,7 @@ def _is_due(job: Job, cell: Cell, retry: bool) -> bool:
 
 
 def _result(job: Job, cell: Cell) -> Row:
-    return _read(job.place(cell) / RESULT_FILE) or {}
-
-
-def _read(path: Path) -> Row | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: damaged ({error}); remove it and run the sweep again") from None
+    return read_json(job.place(cell) / RESULT_FILE) or {}
 
 
 def _waves(cells: list[Cell]) -> list[list[Cell]]:
@@ -188,7 +188,7 @@ def _outcome(future: Future[str]) -> str:
 def _broken_source(job: Job, cell: Cell) -> str:
     if cell.source is None:
         return ""
-    source = _read(job.place(cell.source) / RESULT_FILE) or {}
+    source = read_json(job.place(cell.source) / RESULT_FILE) or {}
     if source.get("status") == "done":
         return ""
     return f"its source {cell.source} failed; mend that one and run the sweep with --retry"
@@ -196,10 +196,10 @@ def _broken_source(job: Job, cell: Cell) -> str:
 
 def _end(job: Job, cell: Cell, error: str, report: Report | None) -> None:
     path = job.place(cell) / RESULT_FILE
-    result = _read(path)
+    result = read_json(path)
     if error or result is None:
         result = {"status": "failed", "error": error or "ended without a result"}
-        write_atomically(path, json.dumps(result, indent=1).encode())
+        write_json(path, result)
     write_table(job)
     if report:
         report(cell.id, result)

@@ -18,6 +18,7 @@ from hardware.sweep.config import SweepConfig
 
 START = "start"
 """Folder of the start's run, inside that of the sweep."""
+_OTHERS = {"validation_accuracy": "images held out", "test_accuracy": "test images"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Stage:
 
     Attributes:
         name: of the stage. seed, steps: of its configuration (steps: time steps T).
-        train, watched: accuracy after each epoch, on training images and on those held out.
+        train, watched: accuracy after each epoch, on training images and on others. others: what
+            those are.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Stage:
     steps: int
     train: tuple[float, ...]
     watched: tuple[float, ...]
+    others: str
 
 
 def start_stages(checkpoint: Path) -> list[Stage]:
@@ -50,7 +53,7 @@ def start_stages(checkpoint: Path) -> list[Stage]:
         rows = list(csv.DictReader(io.StringIO(log.read_text(encoding="utf-8"))))
         if not rows:
             return []
-        watched = next(k for k in ("validation_accuracy", "test_accuracy") if k in rows[0])
+        watched = next(column for column in _OTHERS if column in rows[0])
         found.append(
             Stage(
                 name,
@@ -58,9 +61,16 @@ def start_stages(checkpoint: Path) -> list[Stage]:
                 stage.model.steps,
                 tuple(float(row["train_accuracy"]) for row in rows),
                 tuple(float(row[watched]) for row in rows),
+                _OTHERS[watched],
             )
         )
     return found
+
+
+def watched_by_start(checkpoint: Path) -> int | None:
+    """Training images that a start's run held out; None if its folder does not say."""
+    config = checkpoint.parent / CONFIG_FILE
+    return load_config(config).data.validation_images if config.exists() else None
 
 
 def start_run(sweep: SweepConfig) -> RunConfig:

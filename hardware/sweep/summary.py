@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 
 Row = dict[str, str]
 LOST = 0.005
@@ -45,6 +46,10 @@ class Point:
         """Number of seeds that ended well."""
         return len(self.rows)
 
+    def of_seeds(self, seeds: Collection[str]) -> Point:
+        """The same point with the rows of these seeds alone."""
+        return replace(self, rows=tuple(row for row in self.rows if row["seed"] in seeds))
+
     @property
     def name(self) -> str:
         """Label, with the budget where there is one."""
@@ -70,6 +75,18 @@ def points(rows: Iterable[Row], labels: dict[str, str]) -> list[Point]:
     ]
 
 
+def paired(first: Point, second: Point) -> tuple[Point, Point] | None:
+    """Both on the seeds that both have; None if they share none."""
+    shared = {row["seed"] for row in first.rows} & {row["seed"] for row in second.rows}
+    return (first.of_seeds(shared), second.of_seeds(shared)) if shared else None
+
+
+def standard_error(point: Point) -> float:
+    """Of the point's accuracy, from the number of images alone."""
+    accuracy = point.mean("accuracy")
+    return math.sqrt(accuracy * (1 - accuracy) / float(point.rows[0]["images"]))
+
+
 def reference(found: Iterable[Point]) -> Point | None:
     """All tokens: the point that the others are compared with."""
     return next((point for point in found if point.group == "reference"), None)
@@ -80,29 +97,38 @@ class TokenClaim:
     """Fewest tokens of ours at the accuracy of a rival, and what that saves.
 
     Attributes:
-        rival: the point compared with. ours: the point of ours with the fewest tokens among those
-            at least as accurate; None: no point of ours is.
+        rival: the point compared with, on the seeds of both. ours: the point of ours with the
+            fewest tokens among those at least as accurate on the same seeds; None: no point is.
         fewer: share of the rival's average tokens that ours does without.
+        candidates: points of ours that it was chosen from.
     """
 
     rival: Point
     ours: Point | None
     fewer: float | None
+    candidates: int
 
 
-def token_claims(found: list[Point], accuracy: str = "accuracy") -> list[TokenClaim]:
+def token_claims(found: list[Point]) -> list[TokenClaim]:
     """Each rival point against ours, the most accurate rival first."""
-    ours = [point for point in found if point.group == "ours" and point.values(accuracy)]
-    rivals = [point for point in found if point.group == "rival" and point.values(accuracy)]
-    claims = []
-    for rival in sorted(rivals, key=lambda point: -point.mean(accuracy)):
-        reached = [p for p in ours if p.mean(accuracy) >= rival.mean(accuracy)]
-        best = min(reached, key=lambda p: p.mean("average_tokens"), default=None)
-        fewer = None
-        if best is not None:
-            fewer = 1 - best.mean("average_tokens") / rival.mean("average_tokens")
-        claims.append(TokenClaim(rival, best, fewer))
-    return claims
+    ours = [point for point in found if point.group == "ours"]
+    rivals = [point for point in found if point.group == "rival"]
+    return [
+        _token_claim(rival, [pair for mine in ours if (pair := paired(mine, rival))])
+        for rival in sorted(rivals, key=lambda point: -point.mean("accuracy"))
+    ]
+
+
+def _token_claim(rival: Point, pairs: list[tuple[Point, Point]]) -> TokenClaim:
+    reached = [(ours, it) for ours, it in pairs if ours.mean("accuracy") >= it.mean("accuracy")]
+    if not reached:
+        return TokenClaim(rival, None, None, len(pairs))
+    ours, it = min(reached, key=lambda pair: _tokens(pair[0]) / _tokens(pair[1]))
+    return TokenClaim(it, ours, 1 - _tokens(ours) / _tokens(it), len(pairs))
+
+
+def _tokens(point: Point) -> float:
+    return point.mean("average_tokens")
 
 
 @dataclass(frozen=True)
@@ -110,8 +136,8 @@ class OperationClaim:
     """Fewest synaptic operations at most `LOST` below all tokens.
 
     Attributes:
-        point: with the fewest SOPs, stem included. lost: accuracy below all tokens.
-        fewer: share of the SOPs of all tokens that it does without.
+        point: with the fewest SOPs, stem included, on the seeds that all tokens have as well.
+        lost: accuracy below all tokens. fewer: share of their SOPs that it does without.
     """
 
     point: Point
@@ -124,13 +150,14 @@ def operation_claim(found: list[Point], group: str) -> OperationClaim | None:
     everything = reference(found)
     if everything is None:
         return None
-    floor = everything.mean("accuracy") - LOST
-    reached = [p for p in found if p.group == group and p.mean("accuracy") >= floor]
-    if not reached:
-        return None
-    best = min(reached, key=lambda p: p.mean("sops"))
-    return OperationClaim(
-        best,
-        everything.mean("accuracy") - best.mean("accuracy"),
-        1 - best.mean("sops") / everything.mean("sops"),
-    )
+    pairs = [pair for p in found if p.group == group and (pair := paired(p, everything))]
+    claims = [
+        OperationClaim(
+            point,
+            them.mean("accuracy") - point.mean("accuracy"),
+            1 - point.mean("sops") / them.mean("sops"),
+        )
+        for point, them in pairs
+    ]
+    reached = [claim for claim in claims if claim.lost <= LOST]
+    return max(reached, key=lambda claim: claim.fewer, default=None)

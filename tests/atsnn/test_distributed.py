@@ -106,6 +106,17 @@ class TestTwoProcesses:
         assert "written by 0 3" in said[0]
         assert "written by 1 0" in said[1]
 
+    @pytest.mark.parametrize("method", ["random", "sparse-spikformer"])
+    def test_draw_the_tokens_that_one_process_draws(self, tmp_path: Path, method: str) -> None:
+        selection = {"method": method, "keep": [0.5]}
+        config = tiny_config(
+            model={"halting": {"enabled": False}, "selection": selection},
+            train={"epochs": 1, "lr": 1e-3},
+        )
+        one = run_tiny(tmp_path / "one", config)
+        run_pair(tmp_path / "two", config)
+        assert_close(tmp_path / "two" / one.name, one)
+
     @pytest.mark.slow
     def test_a_killed_pair_resumes_to_the_same_bits(self, tmp_path: Path) -> None:
         config = plain()

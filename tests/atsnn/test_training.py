@@ -224,6 +224,19 @@ def test_learned_scores_are_kept_unless_the_configuration_asks_for_others(tmp_pa
     assert float(changed.state_dict()[gamma]) == 2.5
 
 
+def test_a_score_switched_off_leaves_the_learned_ones_of_other_blocks(tmp_path):
+    from atsnn.training import initial_model
+
+    config = tiny_config(model={"blocks": 2}, train={"epochs": 1})
+    start = run_tiny(tmp_path, config)
+    learned = load_file(start)
+    without = tiny_config(model={"blocks": 2, "halting": {"stem_score": False}})
+    found = initial_model(without, start, tiny_dataset().train).state_dict()
+    assert float(found["scores.0.beta"]) == SCORE_OFF
+    assert float(learned["scores.1.beta"]) != config.model.halting.beta
+    assert torch.equal(found["scores.1.beta"], learned["scores.1.beta"])
+
+
 # --- runs that cannot go on ---
 
 

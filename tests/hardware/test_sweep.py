@@ -3,14 +3,17 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_runs import tiny_config
 from tiny_sweeps import FEW, SWEEP, sweep, tiny_job, write_images
 from typer.testing import CliRunner
 
@@ -23,7 +26,7 @@ from hardware.sweep.measure import PROFILES
 from hardware.sweep.page import write_page
 from hardware.sweep.runner import TIMES, deploy_on_test, read_table, run_sweep
 from hardware.sweep.start import start_run
-from hardware.sweep.summary import operation_claim, points, token_claims
+from hardware.sweep.summary import operation_claim, points, standard_error, token_claims
 
 Rows = list[dict[str, str]]
 EXAMPLES = Path(__file__).parents[2] / "examples" / "sweeps"
@@ -104,6 +107,9 @@ def test_a_budget_lies_over_its_method_and_a_source_below_both():
             "every cell starts from the checkpoint that the sweep is given",
         ),
         ({"methods": [{"name": "Bad Name"}]}, "name"),
+        ({"methods": [{"name": "a", "budgets": {"../up": {}}}]}, "budgets"),
+        ({"seeds": [0, 1, 0]}, r"seeds \[0, 1, 0\]: one stands there twice"),
+        ({"methods": [{"name": "a", "seeds": [2, 2]}]}, r"seeds \[2, 2\]: one stands there twice"),
     ],
 )
 def test_a_grid_that_cannot_run_is_refused_before_it_starts(changes, message):
@@ -252,6 +258,24 @@ def test_a_missing_start_is_refused(finished, tmp_path):
     assert not (tmp_path / "sweep.json").exists()
 
 
+def test_a_start_that_has_seen_the_images_it_is_measured_on_is_refused(finished, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(finished.start.parent, start)
+    seen = tiny_config(data={"validation_images": 11})
+    (start / "config.yaml").write_text(seen.model_dump_json(exclude_unset=True))
+    job = replace(finished, folder=tmp_path / "out", start=start / finished.start.name)
+    message = "trained with 11 images held out, this sweep measures on 12, .* or lower it here"
+    with pytest.raises(ConfigError, match=message):
+        run_sweep(job)
+    assert not job.folder.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(finished, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/out/.*: cannot be (read|written) \(Not a dir"):
+        run_sweep(replace(finished, folder=tmp_path / "file" / "out"))
+
+
 def one_cell(folder: Path, start: dict) -> tuple[Path, list[str]]:
     """A sweep of all tokens alone, and the words of the command that runs it."""
     write_images(folder / "data")
@@ -358,6 +382,21 @@ def test_test_images_are_used_once_and_by_command_only(finished):
         deploy_on_test(finished, ["nothing@all-s0"])
 
 
+def test_a_test_run_that_fails_says_so_and_uses_nothing_up(finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished.folder, out, ignore=shutil.ignore_patterns("test.*"))
+    replace(finished, folder=out, data=str(tmp_path / "gone")).save()
+    words = ["sweep", "test", str(out), "--cell", "all-tokens@all-s0"]
+    result = CliRunner().invoke(app, [*words, "--json"])
+    assert result.exit_code == 1
+    assert "all-tokens@all-s0: failed: " in result.output
+    assert "gone: no such data folder" in result.output
+    assert read_table(out / "test.csv") == []
+    replace(finished, folder=out).save()
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert len(read_table(out / "test.csv")) == 1
+
+
 # --- the command line ---
 
 
@@ -437,6 +476,49 @@ def test_a_page_without_a_table_is_refused(finished, tmp_path):
     assert not (tmp_path / "results.md").exists()
 
 
+def test_the_page_says_what_an_ablation_differs_from(finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished.folder, out)
+    rows = read_table(out / "table.csv")
+    for row in rows:
+        if row["method"] == "tome":
+            row.update(group="ablation", family="similarity")
+    with (out / "table.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    text = write_page([out], tmp_path / "results.md")[0].read_text()
+    table = text.split("**similarity**")[1].split("\n\n")[1].splitlines()
+    base, variant = (line.split("|") for line in table[2:])
+    assert base[1].strip() == "all-tokens (as trained)"
+    assert variant[1].strip() == "tome"
+    accuracy = {row["method"]: float(row["accuracy"]) for row in rows}
+    gained = (accuracy["tome"] - accuracy["all-tokens"]) * 100
+    assert variant[5].strip() == f"{gained:+.2f}"
+    assert base[5].strip() == ""
+
+
+def test_a_page_that_cannot_be_written_is_an_error_of_one_line(finished, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot be written \(Not a directory\); choose another"):
+        write_page([finished.folder], tmp_path / "file" / "results.md")
+
+
+def test_a_page_of_a_cell_without_its_details_says_which(finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished.folder, out)
+    for details in out.glob("cells/*/details.npz"):
+        details.write_bytes(b"PK")
+    with pytest.raises(ConfigError, match=r"details.npz: cannot be read .* run the sweep again"):
+        write_page([out], tmp_path / "results.md")
+
+
+def test_pictures_of_two_folders_of_one_name_are_refused(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "sweep")
+    with pytest.raises(ConfigError, match=r"two folders are named sweep, .* rename one of them"):
+        write_page([finished.folder, tmp_path / "sweep"], tmp_path / "results.md")
+
+
 # --- what a table says ---
 
 
@@ -450,6 +532,7 @@ def row(method: str, group: str, budget: str, seed: int, **numbers: float) -> di
         "budget": budget,
         "seed": str(seed),
         "status": "done",
+        "images": "100",
     }
 
 
@@ -482,6 +565,7 @@ def test_tokens_are_compared_at_the_rivals_accuracy():
     best, other = token_claims(points(TABLE, {}))
     assert (best.rival.budget, best.ours and best.ours.budget) == ("most", "high")
     assert best.fewer == pytest.approx(1 - 0.45 / 0.8)
+    assert best.candidates == 2
     assert (other.rival.budget, other.ours and other.ours.budget) == ("half", "high")
     alone = [r for r in TABLE if r["budget"] not in ("high", "half")]
     (claim,) = token_claims(points(alone, {}))
@@ -493,10 +577,35 @@ def test_operations_are_compared_at_half_a_point_lost():
     found = points(TABLE, {})
     ours = operation_claim(found, "ours")
     assert ours is not None
-    assert ours.point.budget == "high"  # low loses 1.5 points
+    assert ours.point.budget == "high"  # low loses a point
     assert ours.fewer == pytest.approx(0.4)
-    assert ours.lost == pytest.approx(0.003)
+    assert ours.lost == pytest.approx(-0.002)
     rival = operation_claim(found, "rival")
     assert rival is not None
     assert rival.point.budget == "most"
     assert operation_claim(found[1:], "ours") is None
+
+
+def test_points_are_compared_on_the_seeds_that_both_have():
+    table = [
+        row("all-tokens", "reference", "all", 0, accuracy=0.79),
+        row("all-tokens", "reference", "all", 1, accuracy=0.81),
+        row("ours", "ours", "low", 0, accuracy=0.79, average_tokens=0.5, sops=50),
+        row("rival", "rival", "all", 0, accuracy=0.78, average_tokens=0.8),
+        row("rival", "rival", "all", 1, accuracy=0.82, average_tokens=0.8),
+        row("rival", "rival", "late", 1, accuracy=0.70, average_tokens=0.8),
+    ]
+    found = points(table, {})
+    claim = operation_claim(found, "ours")
+    assert claim is not None
+    assert claim.lost == pytest.approx(0)
+    assert claim.fewer == pytest.approx(0.5)
+    first, late = token_claims(found)
+    assert (first.rival.seeds, first.rival.mean("accuracy")) == (1, 0.78)
+    assert first.fewer == pytest.approx(1 - 0.5 / 0.8)
+    assert (late.ours, late.candidates) == (None, 0)
+
+
+def test_the_error_of_an_accuracy_is_that_of_so_many_images():
+    (point,) = points([row("ours", "ours", "all", 0, accuracy=0.8)], {})
+    assert standard_error(point) == pytest.approx(0.04)
