@@ -26,6 +26,7 @@ from hardware.energy import BEST_BATCH
 from hardware.gpu import GpuWork, gpu_work, modelled
 from hardware.placement.table import PlacedSystem
 from hardware.profile import Profile, load_profile
+from hardware.variants import open_all_gates
 
 BATCHES = (1, 16, BEST_BATCH)
 LARGEST_BATCH = 4096
@@ -144,7 +145,7 @@ def break_even(
 ) -> tuple[BreakEven, ...]:
     """A placed network against modelled GPUs and CPUs: as an SNN, and as an 8-bit ANN."""
     model = chip_model(system)
-    work = gpu_work(system.placement.network.graph)
+    work = _work_of_rivals(system)
     lines = []
     for rival in rivals:
         profile = load_profile(rival) if isinstance(rival, str) else rival
@@ -152,6 +153,11 @@ def break_even(
             for batch in batches:
                 lines.append(_line(system, model, profile, what, job, batch))
     return tuple(lines)
+
+
+def _work_of_rivals(system: PlacedSystem) -> GpuWork:
+    """A rival runs the network with all tokens: it neither gates nor merges."""
+    return gpu_work(open_all_gates(system.placement.network.graph))
 
 
 def _line(
@@ -221,7 +227,7 @@ def plot(
 
     drawing, axes = figure(len(batches), 10.0, 5.0 * len(batches))
     rates = np.geomspace(1e-3, 1.0, 200)
-    work = gpu_work(systems[0].placement.network.graph)
+    work = _work_of_rivals(systems[0])
     for axis, batch in zip(axes, batches, strict=True):
         for index, system in enumerate(systems):
             _draw_chip(axis, system, rates, f"C{index}")

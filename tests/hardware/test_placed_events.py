@@ -340,6 +340,17 @@ class TestComparison:
                 meets = model.joules(line.firing_sure, model.tokens)[1]
                 assert meets == pytest.approx(line.rival_joules[0], rel=1e-6)
 
+    def test_a_rival_of_break_even_costs_what_the_table_says(self, table) -> None:
+        """All tokens: a GPU neither gates nor merges."""
+        rows = {row.system: row for row in table.rivals}
+        lines = {(line.rival, line.batch): line for line in break_even(table.systems[-1])}
+        for what, name in (
+            ("the same SNN", "SNN, all tokens, on a GPU, batch 256"),
+            ("8-bit ANN", "quantised ANN of the same shape, on a GPU, batch 256"),
+        ):
+            found = lines[f"a100, {what}", 256].rival_joules
+            assert found == pytest.approx((rows[name].joules_low, rows[name].joules_high))
+
     def test_more_firing_and_more_tokens_never_cost_less(self, table) -> None:
         model = chip_model(table.systems[-1])
         for side in (0, 1):
