@@ -17,6 +17,7 @@ from atsnn import cli_sweep
 from atsnn.config import RunConfig, apply_changes, parse, preset_names, read_preset, read_yaml
 from atsnn.errors import AtsnnError, ConfigError
 from atsnn.progress import say
+from atsnn.tables import print_table
 
 if TYPE_CHECKING:
     from atsnn.data import ImageSet
@@ -169,7 +170,7 @@ def evaluate(
     if as_json:
         print(json.dumps(_as_dict(name, network, result, classes)))
     else:
-        _print_evaluation(Console(), name, network, result, classes)
+        _print_evaluation(name, network, result, classes)
 
 
 def _model(path: Path | None) -> tuple[Spikformer, str]:
@@ -233,7 +234,7 @@ def _or_none(share: float) -> float | None:
 
 
 def _print_evaluation(
-    console: Console, name: str, model: Spikformer, result: Comparison, classes: tuple[str, ...]
+    name: str, model: Spikformer, result: Comparison, classes: tuple[str, ...]
 ) -> None:
     ours, twin = result.model, result.float_model
     kind = "quantised" if model.quantized else "float"
@@ -245,12 +246,12 @@ def _print_evaluation(
     print(
         f"average tokens  {ours.average_tokens:.1%} (active cells / (L * T * N), mean over images)"
     )
-    console.print(_token_table(ours, model.config.tokens))
-    console.print(_class_table(result, classes, model.quantized))
-    console.print(_matrix("confusion (true class by row)", ours.confusion.tolist(), classes))
+    print_table(_token_table(ours, model.config.tokens))
+    print_table(_class_table(result, classes, model.quantized))
+    print_table(_matrix("confusion (true class by row)", ours.confusion.tolist(), classes))
     if model.quantized:
         title = "agreement (float model's class by row, quantised model's by column)"
-        console.print(_matrix(title, result.agreement.tolist(), classes))
+        print_table(_matrix(title, result.agreement.tolist(), classes))
 
 
 def _token_table(evaluation: Evaluation, tokens: int) -> Table:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from atsnn.progress import Meter, say
+from atsnn.tables import print_table
 
 app = typer.Typer(
     help="Grids of methods, budgets and seeds: train, deploy, compare.",
@@ -157,18 +158,21 @@ def _in_words(row: dict[str, Any]) -> str:
 
 
 def _print_rows(rows: list[dict[str, str]]) -> None:
+    """Cells that went well, by the names that `--cell` takes; below them those that failed."""
+    from hardware.sweep.config import cell_id
+
     table = Table(box=None, pad_edge=False)
-    for heading in ("method", "budget", "seed"):
-        table.add_column(heading)
+    table.add_column("cell", no_wrap=True)
     for _, heading, _ in _SHOWN:
         table.add_column(heading, justify="right")
+    failed = []
     for row in rows:
-        cells = [row["method"], row["budget"], row["seed"]]
+        name = cell_id(row["method"], row["budget"], int(row["seed"]))
         if row["status"] == "failed":
-            cells.append(f"failed: {row['error']}")
-        else:
-            cells += [
-                form.format(float(row[key])) if row.get(key) else "" for key, _, form in _SHOWN
-            ]
-        table.add_row(*(Text(cell) for cell in cells))
-    Console().print(table)
+            failed.append(f"{name}: failed: {row['error']}")
+            continue
+        cells = [form.format(float(row[key])) if row.get(key) else "" for key, _, form in _SHOWN]
+        table.add_row(Text(name), *(Text(cell) for cell in cells))
+    print_table(table)
+    for line in failed:
+        print(line)

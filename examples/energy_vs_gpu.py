@@ -15,6 +15,7 @@ import argparse
 from rich.console import Console
 
 from atsnn.errors import AtsnnError
+from atsnn.tables import print_table
 from export import load_images, load_subject
 from hardware.gpu import gpu_problem
 from hardware.gpu_import import load_measurements
@@ -60,9 +61,9 @@ def main() -> None:
         gpu_profiles=(options.gpu_profile, "xeon-8380"),
         imported=imported,
     )
-    console.print(energy_placed_table(table))
-    console.print(rivals_table(table.rivals))
-    console.print(break_even_table(break_even(table.systems[-1])))
+    print_table(energy_placed_table(table))
+    print_table(rivals_table(table.rivals))
+    print_table(break_even_table(break_even(table.systems[-1])))
     if options.plot:
         plot(table.systems[-1:], RIVAL_GPUS, options.plot)
         console.print(f"plot: {options.plot}")

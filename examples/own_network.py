@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from atsnn.config import DataConfig, ModelConfig
 from atsnn.data import load_dataset
 from atsnn.errors import AtsnnError
+from atsnn.tables import print_table
 from export import FoldNorm, Quantize, Schedule
 from export.capture import capture
 from export.errors import LavaUnavailableError
@@ -110,7 +111,7 @@ def main() -> None:
     few = images[: options.images]
     for against in (["engine"], ["lava-layers"], ["lava-blocks"]):
         try:
-            console.print(verify_rich_table(verify(graph, few, against)))
+            print_table(verify_rich_table(verify(graph, few, against)))
         except LavaUnavailableError as reason:
             console.print(f"{against[0]} skipped: {reason}")
 

@@ -15,6 +15,7 @@ import argparse
 from rich.console import Console
 
 from atsnn.errors import AtsnnError
+from atsnn.tables import print_table
 from export import load_images, load_subject
 from export.spikformer import model_trace
 from hardware import open_all_gates, run
@@ -36,15 +37,15 @@ def main() -> None:
     result = run(subject.graph, images.pixels)
     accuracy = (result.classes == images.labels).mean()
     console.print(f"accuracy on {len(images.labels)} images: {accuracy:.1%}")
-    console.print(tokens_rich_table(result))
+    print_table(tokens_rich_table(result))
 
     torch_model = Stage("quantised torch", lambda pixels: model_trace(model, pixels))
     verification = verify(subject.graph, images.pixels, ["engine"], reference=torch_model)
-    console.print(verify_rich_table(verification))
+    print_table(verify_rich_table(verification))
 
     everything = run(open_all_gates(subject.graph), images.pixels)
     assert everything.events is not None
-    console.print(layers_rich_table(everything.events, result.events))
+    print_table(layers_rich_table(everything.events, result.events))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from atsnn.checkpoint import load_model
 from atsnn.config import load_preset
 from atsnn.data import load_dataset
 from atsnn.errors import AtsnnError
+from atsnn.tables import print_table
 from atsnn.training import train
 from export import compile_spikformer, load_images, save
 from export.errors import LavaUnavailableError
@@ -47,13 +48,13 @@ def main() -> None:
     result = run(graph, every.pixels)
     accuracy = (result.classes == every.labels).mean()
     console.print(f"accuracy of the deployed network on {len(every.labels)} images: {accuracy:.1%}")
-    console.print(tokens_rich_table(result))
+    print_table(tokens_rich_table(result))
 
     images = every.pixels[: options.images]
     torch_model = Stage("quantised torch", lambda pixels: model_trace(model, pixels))
     for against in (["engine"], ["lava-blocks"]):
         try:
-            console.print(verify_rich_table(verify(graph, images, against, reference=torch_model)))
+            print_table(verify_rich_table(verify(graph, images, against, reference=torch_model)))
         except LavaUnavailableError as reason:
             console.print(f"{against[0]} skipped: {reason}")
 

@@ -17,6 +17,7 @@ import typer
 from rich.table import Table
 
 from atsnn.errors import AtsnnError
+from atsnn.tables import print_table
 from export.cli_common import (
     DataOption,
     ImagesOption,
@@ -24,7 +25,6 @@ from export.cli_common import (
     ModelArgument,
     Report,
     choice,
-    console_for_tables,
     print_json,
     progress_report,
     write_text,
@@ -125,10 +125,9 @@ def graph_command(
     if as_json:
         print_json({**summary, "file": str(out) if out else None})
         return
-    console = console_for_tables()
-    console.print(_graph_table(graph, summary))
+    print_table(_graph_table(graph, summary))
     if rounding:
-        console.print(_rounding_table(rounding))
+        print_table(_rounding_table(rounding))
     if out is not None:
         print(f"graph: {out} ({out.stat().st_size:,} bytes)")
 
@@ -263,7 +262,7 @@ def lava_command(
     if as_json:
         print_json(description)
         return
-    console_for_tables().print(_lava_table(description))
+    print_table(_lava_table(description))
     if run:
         _print_outcome(description["run"])
     if out is not None:
@@ -408,7 +407,7 @@ def verify_command(
     else:
         from hardware.report import verify_rich_table
 
-        console_for_tables().print(verify_rich_table(result))
+        print_table(verify_rich_table(result))
     if not result.equal:
         raise typer.Exit(1)
 
@@ -577,10 +576,9 @@ def energy_command(
         return
     from hardware.report import energy_rich_table, layers_rich_table
 
-    console = console_for_tables()
     if layers:
-        console.print(layers_rich_table(table.all_tokens, table.adaptive))
-    console.print(energy_rich_table(table))
+        print_table(layers_rich_table(table.all_tokens, table.adaptive))
+    print_table(energy_rich_table(table))
 
 
 def _energy(
@@ -621,7 +619,6 @@ def demo_command(
 
     subject = _subject(model)
     tested = _images(subject.graph, images, data)
-    console = console_for_tables()
     if not as_json:
         print(f"{subject.name}: {_describe(subject.graph)}")
         print(f"{tested.origin}: {len(tested)}")
@@ -636,10 +633,10 @@ def demo_command(
     if not as_json:
         print(f"accuracy        {accuracy:.2%}")
         print(f"average tokens  {result.average_tokens:.1%} (open gates / (L * T * N))")
-        console.print(tokens_rich_table(result))
+        print_table(tokens_rich_table(result))
     stages, skipped = _demo_stages(subject, tested, lava_images)
     if not as_json:
-        console.print(verify_rich_table(stages))
+        print_table(verify_rich_table(stages))
         if skipped:
             print(f"Lava skipped: {skipped}")
     energy = _energy(subject, tested, "loihi1", "auto", "a100")
@@ -659,8 +656,8 @@ def demo_command(
             }
         )
     else:
-        console.print(_operations_table(energy))
-        console.print(energy_rich_table(energy))
+        print_table(_operations_table(energy))
+        print_table(energy_rich_table(energy))
     if not stages.equal:
         raise typer.Exit(1)
 

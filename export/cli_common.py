@@ -13,7 +13,6 @@ from rich.console import Console
 
 from export.errors import UnsupportedTargetError
 
-PLAIN_WIDTH = 160
 Report = Callable[[str, int, int], None]
 
 ModelArgument = Annotated[
@@ -55,12 +54,6 @@ def write_text(path: Path, text: str) -> None:
         write_atomically(path, text.encode())
     except OSError as error:
         raise UnsupportedTargetError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def console_for_tables() -> Console:
-    """Where tables go: as wide as the terminal, or a fixed width where there is none."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH, highlight=False)
 
 
 @contextmanager

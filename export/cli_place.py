@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atsnn.tables import print_table
 from export.cli_common import (
     DataOption,
     JsonOption,
     ModelArgument,
     choice,
-    console_for_tables,
     print_json,
     progress_report,
 )  # fmt: skip
@@ -79,7 +79,7 @@ def profiles_command(
         content = [profile.model_dump(mode="json", exclude_none=True) for profile in profiles]
         print_json(content if name is None else content[0])
         return
-    console_for_tables().print(profiles_table() if name is None else profile_table(profiles[0]))
+    print_table(profiles_table() if name is None else profile_table(profiles[0]))
 
 
 # --- place ---
@@ -129,10 +129,9 @@ def place_command(
         content["picture"] = str(picture) if picture else None
         print_json(content)
         return
-    console = console_for_tables()
-    console.print(layers_table(placement))
+    print_table(layers_table(placement))
     if cores:
-        console.print(cores_table(placement))
+        print_table(cores_table(placement))
     for line in (*traffic_lines(placement), *(f"note: {note}" for note in _notes(placement))):
         print(line)
     print(f"placed in {placement.seconds:.1f} s; the mesh by load, ' ' empty to '@' full:")
@@ -249,13 +248,12 @@ def cores_command(
         few = select(pixels, image_axis(graph, pixels), slice(0, 64))
         print_json({**table.as_json(), "neurobench": neurobench(graph, few)})
         return
-    console = console_for_tables()
     print(f"GPU rows: {table.gpu_line}")
-    console.print(energy_placed_table(table))
+    print_table(energy_placed_table(table))
     if layers:
         for system in table.systems:
-            console.print(_layers(system))
-    console.print(rivals_table(table.rivals))
+            print_table(_layers(system))
+    print_table(rivals_table(table.rivals))
 
 
 def _layers(system: PlacedSystem) -> Any:
@@ -302,7 +300,7 @@ def break_even_command(
         print_json({"chips": content, "picture": str(picture) if picture else None})
         return
     for found in lines.values():
-        console_for_tables().print(break_even_table(found))
+        print_table(break_even_table(found))
     if picture is not None:
         print(f"picture: {picture}")
 
