@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from atsnn.spikformer import Spikformer
 
 MODEL_FILE = "model.safetensors"
+_GRAPH = b"ATSNN GRAPH"
+"""How files of `export.formats.hdf5` begin."""
 VERSION = 1
 _MODEL = "atsnn-model"
 
@@ -164,7 +166,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
     except KeyError:
         raise CheckpointError(f"{path}: a safetensors file, but not written by atsnn") from None
     except (SafetensorError, OSError, ValueError, RuntimeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged, or no safetensors file ({error})") from None
+        raise CheckpointError(f"{path}: {_what_is_wrong(path, error)}") from None
     if not intact or not isinstance(header, dict):
         raise CheckpointError(f"{path}: damaged: its contents do not match its digest")
     if header.get("kind") != kind:
@@ -174,6 +176,17 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
             f"{path}: version {header.get('version')}; this atsnn reads version {VERSION}"
         )
     return header, tensors
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    try:
+        with path.open("rb") as stream:
+            begin = stream.read(len(_GRAPH))
+    except OSError:
+        begin = b""
+    if begin == _GRAPH:
+        return "a graph file, no checkpoint: run it with `atsnn-export`, named *.h5"
+    return f"damaged, or no safetensors file ({error})"
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

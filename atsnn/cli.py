@@ -39,7 +39,8 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="DIR",
-        help="Folder or zip: IDX, CIFAR, class folders, TinyImageNet; or 'digits' (built in).",
+        help="Folder or zip: IDX, CIFAR, class folders, TinyImageNet, N-MNIST; or 'digits' "
+        "(built in).",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

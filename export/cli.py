@@ -113,9 +113,14 @@ def graph_command(
     as_json: JsonOption = False,
 ) -> None:
     """Capture a model as a graph, quantise and schedule it, and say what was rounded."""
+    from export.built_in import GRAPH_SUFFIXES
     from export.formats import hdf5
     from export.validation import validate
 
+    if out is not None and out.suffix not in GRAPH_SUFFIXES:
+        raise typer.BadParameter(
+            f"{out}: a graph file is named *.h5, by which commands know it", param_hint="--out"
+        )
     subject = _subject(model)
     graph, rounding = _captured(subject, float_graph)
     validate(graph)

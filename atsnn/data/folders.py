@@ -85,6 +85,10 @@ class ZipFiles:
             raise DatasetError(f"{self.location}: {name} is damaged ({error})") from None
 
 
+SCALES = "data.resize: true, or `atsnn eval --resize`, scales images"
+"""How images of another size get the model's."""
+
+
 def _common_top(names: list[str]) -> str:
     tops = {name.split("/", 1)[0] for name in names}
     inner = all("/" in name for name in names)
@@ -228,7 +232,7 @@ def decode_image(data: bytes, origin: str, shape: tuple[int, int, int], resize: 
             if image.size != (width, height) and not resize:
                 raise DatasetError(
                     f"{origin} is {image.height} x {image.width}; the model takes {height} x "
-                    f"{width} (data.resize: true scales images)"
+                    f"{width} ({SCALES})"
                 )
             converted = image.convert("L" if channels == 1 else "RGB")
             if converted.size != (width, height):

@@ -146,7 +146,7 @@ def _check_fit(dataset: Dataset, model: ModelConfig) -> None:
         if (height, width) != model.image_size:
             raise DatasetError(
                 f"{dataset.location}: {split} images are {height} x {width}; the model takes "
-                f"{model.image_size[0]} x {model.image_size[1]} (data.resize: true scales images)"
+                f"{model.image_size[0]} x {model.image_size[1]} ({folders.SCALES})"
             )
         highest = int(images.labels.max())
         if highest >= model.classes:

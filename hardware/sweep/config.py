@@ -108,7 +108,14 @@ class SweepConfig(ConfigSection):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"methods: two are named {twice[0]}")
-        found = {(cell.method, cell.budget) for cell in cells_of(self)}
+        cells = cells_of(self)
+        blind = [cell.id for cell in cells if not cell.run.data.validation_images]
+        if blind:
+            raise ValueError(
+                f"{blind[0]}: no images are held out, and every choice is made on them; set "
+                "run.data.validation_images"
+            )
+        found = {(cell.method, cell.budget) for cell in cells}
         wanted = self.picture
         if wanted is not None and (wanted.method, wanted.budget) not in found:
             raise ValueError(f"picture: no cell {wanted.method} with budget {wanted.budget}")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+import yaml
 
 from atsnn.errors import ConfigError
+from hardware.profile import load_profile, weakest
 from hardware.report import format_count, format_joules
 from hardware.sweep import pictures
 from hardware.sweep.cell import DETAILS_FILE, Job, load_job
-from hardware.sweep.config import Source, cell_id, cells_of
+from hardware.sweep.config import Changes, MethodConfig, Source, SweepConfig, cell_id, cells_of
 from hardware.sweep.files import write_file
 from hardware.sweep.measure import PROFILES
 from hardware.sweep.runner import TABLE_FILE, TEST_TABLE_FILE, read_table
@@ -33,7 +35,17 @@ from hardware.sweep.summary import (
 )
 
 _TEMPLATE = "results.md.j2"
+_TITLE = "# Results: adaptive tokens against their rivals"
 _CLAIMED = 0.424
+_PRICED = (
+    "synaptic_operation",
+    "convolution_operation",
+    "accumulate",
+    "multiply_accumulate",
+    "neuron_update_active",
+    "neuron_update_idle",
+    "spike",
+)
 
 
 def write_page(folders: Sequence[Path], page: Path) -> list[Path]:
@@ -46,6 +58,8 @@ def write_page(folders: Sequence[Path], page: Path) -> list[Path]:
         ConfigError: a folder without a table or its pictures' numbers, two folders of one name, or
             a file that cannot be written.
     """
+    if page.exists() and not page.read_text(encoding="utf-8", errors="replace").startswith(_TITLE):
+        raise ConfigError(f"{page}: was not written by this command; choose another --page")
     names = [folder.resolve().name for folder in folders]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -58,12 +72,52 @@ def write_page(folders: Sequence[Path], page: Path) -> list[Path]:
         sweeps.append(context)
         written += files
     text = _template().render(
+        title=_TITLE,
         sweeps=sweeps,
         profiles=PROFILES,
+        grades=[_grade(name) for name in PROFILES],
+        page_of=_linked(page),
         command=f"atsnn sweep report {' '.join(map(str, folders))} --page {page}",
     )
     write_file(page, _squeezed(text).encode())
     return [page, *written]
+
+
+def _grade(profile: str) -> str:
+    """The weakest grade of a profile's prices, those of traffic left out."""
+    prices = load_profile(profile).energy
+    found = [getattr(prices, name) for name in _PRICED]
+    return weakest(price.grade for price in found if price is not None)
+
+
+def _linked(page: Path) -> Callable[[str, str], str]:
+    """Words that lead to another page, where that page lies beside this one."""
+    return lambda words, name: f"[{words}]({name})" if (page.parent / name).exists() else words
+
+
+def _methods(sweep: SweepConfig, shown: set[str]) -> list[dict[str, str]]:
+    """What each method changes in the run that all share."""
+    return [
+        {"label": method.label or method.name, "changes": _changes(method)}
+        for method in sweep.methods
+        if method.name in shown and method.group != "ablation"
+    ]
+
+
+def _changes(method: MethodConfig) -> str:
+    source = [f"weights of {method.source.method}"] if method.source else []
+    changed = {name: getattr(method, name) for name in Changes.model_fields}
+    sections = [f"{name}: {_flow(values)}" for name, values in changed.items() if values]
+    budgets = {
+        budget: {name: values for name, values in changes if values}
+        for budget, changes in method.budgets.items()
+    }
+    by_budget = [f"{budget}: {_flow(values)}" for budget, values in budgets.items() if values]
+    return "; ".join(f"`{part}`" for part in source + sections + by_budget) or "nothing"
+
+
+def _flow(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=10_000).strip()
 
 
 def _template() -> jinja2.Template:
@@ -103,6 +157,8 @@ def _sweep(job: Job, page: Path) -> tuple[dict[str, Any], list[Path]]:
         "note": job.sweep.note,
         "cells": len(cells_of(job.sweep)),
         "done": len(done),
+        "left": len(cells_of(job.sweep)) - len(table),
+        "methods": _methods(job.sweep, {row["method"] for row in done}),
         "images": done[0]["images"] if done else 0,
         "compared": f"{sum(int(row['spikes_compared']) for row in done):,}",
         "differing": sum(int(row["spikes_differing"]) for row in done),

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from atsnn.errors import ConfigError
-from hardware.sweep.cell import RESULT_FILE, TEST_FILE, Job
+from atsnn.training import CONFIG_FILE
+from hardware.sweep.cell import RESULT_FILE, SWEEP_FILE, TEST_FILE, Job
 from hardware.sweep.config import Cell, cells_of
 from hardware.sweep.files import read_json, write_file, write_json
 from hardware.sweep.start import watched_by_start
@@ -129,6 +130,8 @@ def _csv(rows: list[Row]) -> str:
 
 
 def _check_folder(job: Job, cells: list[Cell]) -> None:
+    if (job.folder / CONFIG_FILE).exists() and not (job.folder / SWEEP_FILE).exists():
+        raise ConfigError(f"{job.folder}: holds a run of `atsnn train`; choose another folder")
     if not job.start.is_file():
         raise ConfigError(f"{job.start}: no such checkpoint to start from (--start)")
     held, wanted = watched_by_start(job.start), max(c.run.data.validation_images for c in cells)

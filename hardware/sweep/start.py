@@ -14,7 +14,7 @@ from atsnn.data import load_dataset
 from atsnn.errors import ConfigError
 from atsnn.training import CONFIG_FILE, LOG_FILE, train
 from hardware.sweep.cell import SWEEP_FILE, load_job
-from hardware.sweep.config import SweepConfig
+from hardware.sweep.config import SweepConfig, cells_of
 
 START = "start"
 """Folder of the start's run, inside that of the sweep."""
@@ -86,7 +86,14 @@ def start_run(sweep: SweepConfig) -> RunConfig:
             "a section `start` to the sweep's file"
         )
     preset = {} if start.preset is None else read_preset(start.preset)
-    return parse(RunConfig, merged(preset, start.run), f"{sweep.title}: start")
+    run = parse(RunConfig, merged(preset, start.run), f"{sweep.title}: start")
+    wanted = max(cell.run.data.validation_images for cell in cells_of(sweep))
+    if run.data.validation_images < wanted:
+        raise ConfigError(
+            f"{sweep.title}: start holds {run.data.validation_images:,} images out, the sweep "
+            f"measures on {wanted:,}; set start.run.data.validation_images to {wanted}"
+        )
+    return run
 
 
 def given_before(folder: Path) -> Path | None:

@@ -13,8 +13,9 @@ import typer
 from torch import nn
 from typer.testing import CliRunner
 
-from atsnn.checkpoint import save_checkpoint
+from atsnn.checkpoint import load_model, save_checkpoint
 from atsnn.config import HaltingConfig, MergingConfig, ModelConfig
+from atsnn.errors import CheckpointError
 from atsnn.quantization import quantize_model
 from atsnn.spikformer import Spikformer
 from export import cli
@@ -414,3 +415,19 @@ class TestFailures:
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1
         assert "does not begin as a graph file" in done.stderr
+
+
+def test_a_graph_file_has_the_suffix_that_commands_know_it_by(checkpoint: Path, tmp_path: Path):
+    result = CliRunner().invoke(
+        cli.app, ["graph", str(checkpoint), "--out", str(tmp_path / "x.txt")]
+    )
+    assert result.exit_code == 2
+    assert "a graph file is named *.h5" in " ".join(result.output.replace("│", "").split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_file_in_place_of_a_checkpoint_is_called_one(graph_file: Path, tmp_path: Path):
+    renamed = tmp_path / "model.safetensors"
+    renamed.write_bytes(graph_file.read_bytes())
+    with pytest.raises(CheckpointError, match="a graph file, no checkpoint: run it with"):
+        load_model(renamed)

@@ -336,11 +336,21 @@ def test_the_example_sweeps_say_how_they_start(path):
     assert last.model.model_dump(include=set(run), mode="json") == run
 
 
-def test_without_held_out_images_nothing_can_be_chosen(work):
-    run = {**SWEEP["run"], "data": {}}
-    job = tiny_job(work, "nothing-held-out", run=run, methods=SWEEP["methods"][:1])
-    (row,) = read_table(run_sweep(job))
-    assert "set run.data.validation_images" in row["error"]
+def test_without_held_out_images_nothing_can_be_chosen():
+    with pytest.raises(ConfigError, match=r"all-tokens@all-s0: no images are held out, and every"):
+        sweep(run={**SWEEP["run"], "data": {}}, methods=SWEEP["methods"][:1])
+
+
+def test_a_start_that_holds_fewer_images_out_is_refused_before_it_is_trained():
+    start = {"preset": "small-cifar10", "run": {"data": {"validation_images": 5}}}
+    with pytest.raises(ConfigError, match=r"start holds 5 images out, the sweep measures on 12"):
+        start_run(sweep(start=start))
+
+
+def test_the_folder_of_a_training_run_is_refused(finished, tmp_path):
+    (tmp_path / "config.yaml").write_text("model: {}")
+    with pytest.raises(ConfigError, match=r"holds a run of `atsnn train`; choose another folder"):
+        run_sweep(replace(finished, folder=tmp_path))
 
 
 def test_a_cluster_without_dask_is_refused_by_name(finished, monkeypatch):
@@ -449,7 +459,12 @@ def test_one_command_draws_the_page_from_the_table(finished, tmp_path):
     assert written[0] == page
     text = page.read_text()
     assert "## Tiny" in text
-    assert "6 of 6 cells ended well; 12 validation images per cell" in text
+    assert "6 of 6 cells ended well, 0 failed; 12 validation images per cell" in text
+    changes = "`model: {halting: {enabled: true, learn: true}}`; `low: {train: {gate_weight: 1.0"
+    assert f"| halting | {changes}" in text
+    assert "45nm-fp32 (derived)," in text
+    assert "what counts as one" in text
+    assert "(energy.md)" not in text  # no such page lies beside it
     assert "differing: 0." in text
     for picture in written[1:]:
         assert picture.read_bytes().startswith(b"\x89PNG")
@@ -502,6 +517,23 @@ def test_a_page_that_cannot_be_written_is_an_error_of_one_line(finished, tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot be written \(Not a directory\); choose another"):
         write_page([finished.folder], tmp_path / "file" / "results.md")
+
+
+def test_a_page_of_someone_else_is_left_alone(finished, tmp_path):
+    page = tmp_path / "results.md"
+    page.write_text("# My results")
+    with pytest.raises(ConfigError, match=r"was not written by this command; choose another"):
+        write_page([finished.folder], page)
+    assert page.read_text() == "# My results"
+
+
+def test_a_sweep_that_has_not_ended_says_what_is_left(finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished.folder, out)
+    table = (out / "table.csv").read_text().splitlines(keepends=True)
+    (out / "table.csv").write_text("".join(table[:4]))
+    text = write_page([out], tmp_path / "results.md")[0].read_text()
+    assert "3 of 6 cells ended well, 0 failed, **3 have not run yet**;" in text
 
 
 def test_a_page_of_a_cell_without_its_details_says_which(finished, tmp_path):
