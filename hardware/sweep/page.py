@@ -171,6 +171,7 @@ def _sweep(job: Job, page: Path) -> tuple[dict[str, Any], list[Path]]:
             _operation_claim(operation_claim(found, group), name)
             for group, name in (("ours", "Ours"), ("rival", "Rivals"))
         ],
+        "limit": _limit(everything),
         "ablations": _ablations(found, everything, sources),
         "failed": [
             {
@@ -294,6 +295,16 @@ def _operation_claim(claim: OperationClaim | None, name: str) -> str:
     return (
         f"{name}: {claim.point.name} has {abs(claim.fewer) * 100:.1f} % {change} SOPs than all "
         f"tokens, stem included, at {words} (seeds: {claim.point.seeds})."
+    )
+
+
+def _limit(everything: Point | None) -> str:
+    if everything is None:
+        return ""
+    stem = everything.mean("stem_sops") / everything.mean("sops")
+    return (
+        f"The stem has {stem:.0%} of the SOPs of all tokens, and gates save none of it: with the "
+        f"whole stem at every step, at most {1 - stem:.0%} can be saved."
     )
 
 

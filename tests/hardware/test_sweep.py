@@ -463,6 +463,9 @@ def test_one_command_draws_the_page_from_the_table(finished, tmp_path):
     changes = "`model: {halting: {enabled: true, learn: true}}`; `low: {train: {gate_weight: 1.0"
     assert f"| halting | {changes}" in text
     assert "45nm-fp32 (derived)," in text
+    (base,) = (r for r in read_table(finished.folder / "table.csv") if r["method"] == "all-tokens")
+    stem = float(base["stem_sops"]) / float(base["sops"])
+    assert f"at most {1 - stem:.0%} can be saved" in text
     assert "what counts as one" in text
     assert "(energy.md)" not in text  # no such page lies beside it
     assert "differing: 0." in text
