@@ -159,7 +159,7 @@ def _in_words(row: dict[str, Any]) -> str:
 
 def _print_rows(rows: list[dict[str, str]]) -> None:
     """Cells that went well, by the names that `--cell` takes; below them those that failed."""
-    from hardware.sweep.config import cell_id
+    from hardware.sweep.runner import row_id
 
     table = Table(box=None, pad_edge=False)
     table.add_column("cell", no_wrap=True)
@@ -167,7 +167,7 @@ def _print_rows(rows: list[dict[str, str]]) -> None:
         table.add_column(heading, justify="right")
     failed = []
     for row in rows:
-        name = cell_id(row["method"], row["budget"], int(row["seed"]))
+        name = row_id(row)
         if row["status"] == "failed":
             failed.append(f"{name}: failed: {row['error']}")
             continue

@@ -20,7 +20,7 @@ from hardware.sweep.cell import DETAILS_FILE, Job, load_job
 from hardware.sweep.config import Changes, MethodConfig, Source, SweepConfig, cell_id, cells_of
 from hardware.sweep.files import write_file
 from hardware.sweep.measure import PROFILES
-from hardware.sweep.runner import TABLE_FILE, TEST_TABLE_FILE, read_table
+from hardware.sweep.runner import TABLE_FILE, TEST_TABLE_FILE, read_table, row_id
 from hardware.sweep.start import Stage, start_stages
 from hardware.sweep.summary import (
     OperationClaim,
@@ -142,7 +142,8 @@ def _squeezed(text: str) -> str:
 
 
 def _sweep(job: Job, page: Path) -> tuple[dict[str, Any], list[Path]]:
-    table = read_table(job.folder / TABLE_FILE)
+    cells = {cell.id for cell in cells_of(job.sweep)}
+    table = [row for row in read_table(job.folder / TABLE_FILE) if row_id(row) in cells]
     if not table:
         raise ConfigError(f"{job.folder}: holds no table with rows yet; run the sweep first")
     labels = {method.name: method.label for method in job.sweep.methods}
@@ -155,9 +156,9 @@ def _sweep(job: Job, page: Path) -> tuple[dict[str, Any], list[Path]]:
     context: dict[str, Any] = {
         "title": job.sweep.title,
         "note": job.sweep.note,
-        "cells": len(cells_of(job.sweep)),
+        "cells": len(cells),
         "done": len(done),
-        "left": len(cells_of(job.sweep)) - len(table),
+        "left": len(cells) - len(table),
         "methods": _methods(job.sweep, {row["method"] for row in done}),
         "images": done[0]["images"] if done else 0,
         "compared": f"{sum(int(row['spikes_compared']) for row in done):,}",
@@ -175,7 +176,7 @@ def _sweep(job: Job, page: Path) -> tuple[dict[str, Any], list[Path]]:
         "ablations": _ablations(found, everything, sources),
         "failed": [
             {
-                "cell": cell_id(row["method"], row["budget"], int(row["seed"])),
+                "cell": row_id(row),
                 "error": row["error"].replace("|", "\\|"),
             }
             for row in table

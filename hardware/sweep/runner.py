@@ -21,7 +21,7 @@ from typing import Any
 from atsnn.errors import ConfigError
 from atsnn.training import CONFIG_FILE
 from hardware.sweep.cell import RESULT_FILE, SWEEP_FILE, TEST_FILE, Job
-from hardware.sweep.config import Cell, cells_of
+from hardware.sweep.config import Cell, cell_id, cells_of
 from hardware.sweep.files import read_json, write_file, write_json
 from hardware.sweep.start import watched_by_start
 
@@ -55,6 +55,7 @@ def run_sweep(
     cells = cells_of(job.sweep)
     _check_folder(job, cells)
     job.save()
+    write_table(job)  # rows of an older grid in this folder go
     with _pool(workers, cluster) as pool:
         for wave in _waves(cells):
             _run_wave(job, pool, [c for c in wave if _is_due(job, c, retry)], report)
@@ -92,6 +93,11 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
+
+
+def row_id(row: dict[str, str]) -> str:
+    """Id of a row's cell."""
+    return cell_id(row["method"], row["budget"], int(row["seed"]))
 
 
 def write_table(job: Job, source: str = RESULT_FILE, name: str = TABLE_FILE) -> Path:

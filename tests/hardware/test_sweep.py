@@ -539,6 +539,17 @@ def test_a_sweep_that_has_not_ended_says_what_is_left(finished, tmp_path):
     assert "3 of 6 cells ended well, 0 failed, **3 have not run yet**;" in text
 
 
+def test_cells_of_an_older_grid_are_left_out(finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished.folder, out)
+    fewer = replace(finished, folder=out, sweep=sweep(methods=SWEEP["methods"][:1]))
+    fewer.save()
+    text = write_page([out], tmp_path / "results.md")[0].read_text()
+    assert "1 of 1 cells ended well, 0 failed; 12" in text
+    assert "| halting |" not in text
+    assert len(read_table(run_sweep(fewer))) == 1
+
+
 def test_a_page_of_a_cell_without_its_details_says_which(finished, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished.folder, out)
