@@ -19,6 +19,9 @@ from PIL import Image
 from atsnn.data.images import Dataset, DecodedImages
 from atsnn.errors import DatasetError
 
+SCALES = "data.resize: true, or `atsnn eval --resize`, scales images"
+"""How images of another size get the model's."""
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp")
 TEST_FOLDERS = ("test", "val", "validation", "valid")
 LARGEST_FILE = 64 * 2**20
@@ -83,10 +86,6 @@ class ZipFiles:
             raise DatasetError(f"{self.location}: {name} cannot be read ({error})") from None
         except Exception as error:  # zlib.error and lzma.LZMAError, by the member's compression
             raise DatasetError(f"{self.location}: {name} is damaged ({error})") from None
-
-
-SCALES = "data.resize: true, or `atsnn eval --resize`, scales images"
-"""How images of another size get the model's."""
 
 
 def _common_top(names: list[str]) -> str:

@@ -58,7 +58,7 @@ def write_page(folders: Sequence[Path], page: Path) -> list[Path]:
         ConfigError: a folder without a table or its pictures' numbers, two folders of one name, or
             a file that cannot be written.
     """
-    if page.exists() and not page.read_text(encoding="utf-8", errors="replace").startswith(_TITLE):
+    if page.is_file() and not page.read_text(encoding="utf-8", errors="replace").startswith(_TITLE):
         raise ConfigError(f"{page}: was not written by this command; choose another --page")
     names = [folder.resolve().name for folder in folders]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -338,7 +338,6 @@ def _base(
 def _ablation(family: str, members: list[Point], base: Point | None) -> dict[str, Any]:
     return {
         "family": family,
-        "base": base.name if base else "",
         "rows": [
             _variant(point, base)
             for point in ([] if base is None or base in members else [base]) + members

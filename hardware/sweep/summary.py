@@ -151,13 +151,13 @@ def operation_claim(found: list[Point], group: str) -> OperationClaim | None:
     if everything is None:
         return None
     pairs = [pair for p in found if p.group == group and (pair := paired(p, everything))]
-    claims = [
+    reached = [
         OperationClaim(
             point,
             them.mean("accuracy") - point.mean("accuracy"),
             1 - point.mean("sops") / them.mean("sops"),
         )
         for point, them in pairs
+        if point.mean("accuracy") >= them.mean("accuracy") - LOST
     ]
-    reached = [claim for claim in claims if claim.lost <= LOST]
     return max(reached, key=lambda claim: claim.fewer, default=None)
