@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from atsnn.config import SelectionConfig, TrainConfig
 from atsnn.distributed import mean_of_all
-from atsnn.spikformer import ModelOutput, Spikformer
+from atsnn.spikformer import ModelOutput
 
 PRIOR_WIDTH = 0.15
 """Standard deviation of the prior over cells, as a share of the way from first to last."""
@@ -42,10 +42,9 @@ def selection_loss(
     return config.ratio_weight * (kept - wanted).square().mean()
 
 
-def teacher_loss(output: ModelOutput, teacher: Spikformer, images: Tensor) -> Tensor:
-    """KL(teacher || model) of the class probabilities, mean over images [B, C, H, W]."""
-    with torch.no_grad():
-        wanted = functional.log_softmax(teacher(images).logits.double(), 1)
+def teacher_loss(output: ModelOutput, teacher_logits: Tensor) -> Tensor:
+    """KL(teacher || model) of the class probabilities, mean over images; logits [B, classes]."""
+    wanted = functional.log_softmax(teacher_logits.double(), 1)
     ours = functional.log_softmax(output.logits.double(), 1)
     return functional.kl_div(ours, wanted, reduction="batchmean", log_target=True)
 

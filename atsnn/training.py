@@ -33,7 +33,6 @@ from atsnn.checkpoint import (
     MODEL_FILE,
     Checkpoint,
     load_tensors,
-    model_of,
     read_checkpoint,
     read_tensors,
     save_checkpoint,
@@ -69,6 +68,7 @@ from atsnn.progress import Meter, duration, say
 from atsnn.quantization import quantize_model
 from atsnn.quiet import detect_quiet_tokens, keep_detector
 from atsnn.spikformer import ModelOutput, Spikformer, score_counts
+from atsnn.teacher import teacher_of
 
 CONFIG_FILE, LOG_FILE, STATE_FILE = "config.yaml", "log.csv", "state.safetensors"
 _STATE = "atsnn-training"
@@ -107,6 +107,7 @@ def train(
     *,
     resume: bool = False,
     console: Console | None = None,
+    teacher_memory: Path | None = None,
 ) -> Path:
     """Train as configured, all stages; returns the model file.
 
@@ -114,7 +115,8 @@ def train(
     read; the first one writes.
 
     Args:
-        folder: of the run. resume: go on with what is there.
+        folder: of the run. resume: go on with what is there. teacher_memory: file that keeps what
+            the teacher answered (see `atsnn.teacher.Teacher`), for further runs with this seed.
 
     Raises:
         TrainingError: the folder holds a run already (without `resume`), or a loss is not finite.
@@ -131,7 +133,8 @@ def train(
                 say(screen, f"stage {name}")
                 _claim(place, stage, True)
             with _reproducible(stage.train):
-                initial = Run(stage, dataset, place, initial, screen).train()
+                run = Run(stage, dataset, place, initial, screen, teacher_memory)
+                initial = run.train()
         if config.stages and initial is not None:
             _write(folder / MODEL_FILE, initial.read_bytes())
         wait_for_all()
@@ -295,7 +298,8 @@ class Run:
     """One stage of training in one folder; goes on where its state file ends.
 
     Args:
-        config: resolved, of this stage. initial: checkpoint to start from.
+        config: resolved, of this stage. initial: checkpoint to start from. teacher_memory: as in
+            `train`.
     """
 
     def __init__(
@@ -305,6 +309,7 @@ class Run:
         folder: Path,
         initial: Path | None,
         console: Console,
+        teacher_memory: Path | None,
     ) -> None:
         self.config, self.folder, self.console = config, folder, console
         self.train_images = dataset.train
@@ -322,7 +327,7 @@ class Run:
         model = _empty_model(config) if saved else initial_model(config, initial, dataset.train)
         self.model = model.to(self.device).train()
         same_everywhere(self.model.state_dict().values())
-        self.teacher = _teacher(config.train, self.device)
+        self.teacher = teacher_of(config.train, teacher_memory, self.device)
         self.optimizer = _optimizer(self.model, config.train)
         self.augmentation = Augmentation(
             config.augment, config.model.classes, config.train.label_smoothing, config.train.seed
@@ -414,7 +419,8 @@ class Run:
         loss = loss + config.train.operation_weight * operations
         loss = loss + selection_loss(output, config.model.selection, config.train)
         if self.teacher is not None:
-            loss = loss + config.train.distill_weight * teacher_loss(output, self.teacher, images)
+            distance = teacher_loss(output, self.teacher(images))
+            loss = loss + config.train.distill_weight * distance
         loss = loss / len(self.shares)
         loss.backward()
         correct = output.logits.detach().argmax(1).cpu() == batch.labels[share]
@@ -545,18 +551,6 @@ def _empty_model(config: RunConfig) -> Spikformer:
     """A model of the right structure, whose weights are about to be replaced."""
     model = Spikformer(config.model)
     return quantize_model(model) if config.train.quantized else model
-
-
-def _teacher(config: TrainConfig, device: torch.device) -> Spikformer | None:
-    """The model whose class probabilities the trained one is held to, if any."""
-    if not config.distill_weight:
-        return None
-    if config.initial is None:
-        raise ConfigError(
-            f"train.distill_weight is {config.distill_weight}, but there is no teacher: set "
-            "train.initial to the checkpoint that training starts from, which is the teacher too"
-        )
-    return model_of(read_checkpoint(Path(config.initial))).to(device)
 
 
 def _device(config: TrainConfig) -> torch.device:

@@ -164,7 +164,7 @@ class TestAccumulation:
             from atsnn.augment import Batch
 
             config = plain(accumulate=accumulate, prior_weight=0.0, gate_weight=0.0)
-            run = Run(config, tiny_dataset(), tmp_path, None, Console(file=StringIO()))
+            run = Run(config, tiny_dataset(), tmp_path, None, Console(file=StringIO()), None)
             for module in run.model.modules():
                 if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                     module.eval()

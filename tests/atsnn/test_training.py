@@ -142,7 +142,7 @@ def test_a_run_is_not_resumed_on_other_images(uninterrupted):
 
     other = tiny_dataset(seed=5)
     with pytest.raises(DatasetError, match="was trained on other images"):
-        Run(tiny_config(), other, uninterrupted.parent, None, Console())
+        Run(tiny_config(), other, uninterrupted.parent, None, Console(), None)
 
 
 def test_the_log_has_a_row_per_epoch_with_rates_of_every_layer(uninterrupted):
