@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 from atsnn.cli import app
 from atsnn.data import load_dataset
 from atsnn.errors import ConfigError
+from atsnn.teacher import TEACHER_FILE
 from hardware.sweep.cell import Job, load_job
 from hardware.sweep.config import cells_of, load_sweep
 from hardware.sweep.measure import PROFILES
@@ -150,6 +152,12 @@ def test_every_cell_is_a_row_with_its_numbers(finished):
     assert float(by_method["all-tokens"]["selector_macs"]) == 0
     assert by_method["tp-spikformer"]["epochs"] == "0"
     assert by_method["halting"]["epochs"] == "2"
+
+
+def test_cells_share_what_the_teacher_answered(finished):
+    with sqlite3.connect(finished.folder / TEACHER_FILE) as connection:
+        (answers,) = connection.execute("SELECT count(*) FROM answers").fetchone()
+    assert answers == 4  # one epoch of 32 images in batches of 8, the same in both stages
 
 
 def test_a_cell_keeps_what_pictures_need(finished):
