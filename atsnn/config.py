@@ -315,11 +315,14 @@ class TrainConfig(_Section):
             (SparseSpikformer: 0.5).
         prior_weight: of the KL divergence between the halting scores over the cells (l, t) and a
             Gaussian prior centred at `prior_center` (0: first cell, 1: last).
+        freeze_stem: the stem's four convolutions keep weights and statistics, which leaves them out
+            of the backward pass; the position branch, the blocks and the read-out are trained.
         quantized: train the quantised model (straight-through), starting from `initial`.
         initial: checkpoint to start from (its weights; float unless it is quantised too).
         checkpoint_steps: also write a checkpoint every so many steps (0: after epochs only).
         eval_images: evaluate on the first so many test images after each epoch but the last, which
             takes all of them (None: always all).
+        eval_whole: false: `eval_images` are enough for the last epoch too.
         threads: torch threads (None: torch's choice).
         device: `auto` takes a CUDA GPU where there is one.
         precision: `bf16` computes convolutions and linear maps in bfloat16 (mixed precision).
@@ -345,10 +348,12 @@ class TrainConfig(_Section):
     prior_weight: float = Field(default=0.0, ge=0)
     prior_center: float = Field(default=0.5, ge=0, le=1)
     seed: int = Field(default=0, ge=0, lt=2**31)
+    freeze_stem: bool = False
     quantized: bool = False
     initial: str | None = None
     checkpoint_steps: int = Field(default=0, ge=0)
     eval_images: int | None = Field(default=None, ge=1)
+    eval_whole: bool = True
     threads: int | None = Field(default=None, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bf16"] = "float32"
@@ -360,6 +365,11 @@ class TrainConfig(_Section):
             raise ValueError(
                 "quantized training computes exact integers, which bf16 rounds: use precision "
                 "float32"
+            )
+        if self.freeze_stem and self.operation_weight:
+            raise ValueError(
+                f"operation_weight {self.operation_weight} is mostly about the stem's operations, "
+                "which freeze_stem keeps as they are: choose one of them"
             )
         if self.batch % self.accumulate:
             raise ValueError(

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atsnn.errors import ConfigError
-from atsnn.spikformer import Spikformer, Stem
+from atsnn.frozen_stem import stem_of
+from atsnn.spikformer import Spikformer
 
 LARGEST_WEIGHT = 0.5
 """Of the detector, in thresholds a spike: as large as trained weights, which share its scale."""
@@ -109,9 +110,9 @@ def keep_detector(model: Spikformer, optimizer: torch.optim.Optimizer) -> None:
 
     Without a gradient they still decay, so they are put back after every step.
     """
-    stem = model.stem.stem if model.quantized else model.stem
-    assert isinstance(stem, Stem)
-    parameters = [*stem.conv4.parameters(), *stem.position.parameters()]
+    stem = stem_of(model)
+    found = [*stem.conv4.parameters(), *stem.position.parameters()]
+    parameters = [parameter for parameter in found if parameter.requires_grad]
     rows = [parameter.detach()[0].clone() for parameter in parameters]  # one for every channel
     for parameter in parameters:
         parameter.register_hook(_without_first)

@@ -8,7 +8,7 @@ instead, and both fire the same spikes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -68,6 +68,9 @@ class Stem(nn.Module):
 
     With `config.stem_once` it runs one step only and its spikes serve all steps (after STAS's idea,
     arXiv 2508.14138, which merges the spikes of several steps; reconstruction).
+
+    Attributes:
+        frozen: what training calls instead of `front`, see `atsnn.frozen_stem`; None: `front`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -86,15 +89,21 @@ class Stem(nn.Module):
         self.position_to_tokens = ToTokens()
         self.add = StreamAdd(joins=2)
         self.hold = Hold(config.steps) if config.stem_once else None
+        self.frozen: Callable[[Tensor], Tensor] | None = None
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Image [B, C, H, W], or events [B, T, C, H, W] -> tokens [T, B, N, D]."""
+    def front(self, image: Tensor) -> Tensor:
+        """Image [B, C, H, W], or events [B, T, C, H, W] -> spikes [T, B, D, h, w]."""
         if self.time_first is None:
             x = self.conv1(image.unsqueeze(0), self.steps)
         else:
             x = self.conv1(self.time_first(image))
         x = self.pool3(self.conv3(self.conv2(x)))
-        x = self.pool4(self.conv4(x))
+        return self.pool4(self.conv4(x))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image [B, C, H, W], or events [B, T, C, H, W] -> tokens [T, B, N, D]."""
+        known = self.training and self.frozen is not None
+        x = self.frozen(image) if known else self.front(image)
         tokens = self.add(self.to_tokens(x), self.position_to_tokens(self.position(x)))
         return tokens if self.hold is None else self.hold(tokens)
 

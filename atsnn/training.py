@@ -61,6 +61,7 @@ from atsnn.distributed import (
 from atsnn.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from atsnn.evaluation import Evaluation, evaluate
 from atsnn.files import write_atomically
+from atsnn.frozen_stem import freeze_stem
 from atsnn.losses import selection_loss, teacher_loss, total_loss
 from atsnn.memory import kept_memory
 from atsnn.operations import operation_share
@@ -107,7 +108,7 @@ def train(
     *,
     resume: bool = False,
     console: Console | None = None,
-    teacher_memory: Path | None = None,
+    memory: Path | None = None,
 ) -> Path:
     """Train as configured, all stages; returns the model file.
 
@@ -115,8 +116,8 @@ def train(
     read; the first one writes.
 
     Args:
-        folder: of the run. resume: go on with what is there. teacher_memory: file that keeps what
-            the teacher answered (see `atsnn.teacher.Teacher`), for further runs with this seed.
+        folder: of the run. resume: go on with what is there. memory: folder that keeps what the
+            teacher and a frozen stem answer (see `atsnn.answers`), for further runs with this seed.
 
     Raises:
         TrainingError: the folder holds a run already (without `resume`), or a loss is not finite.
@@ -133,7 +134,7 @@ def train(
                 say(screen, f"stage {name}")
                 _claim(place, stage, True)
             with _reproducible(stage.train):
-                run = Run(stage, dataset, place, initial, screen, teacher_memory)
+                run = Run(stage, dataset, place, initial, screen, memory)
                 initial = run.train()
         if config.stages and initial is not None:
             _write(folder / MODEL_FILE, initial.read_bytes())
@@ -203,7 +204,7 @@ def initial_model(config: RunConfig, initial: Path | None, images: ImageSet) -> 
         images: to train on; a detector of quiet tokens is set by some of them.
 
     Raises:
-        ConfigError: quantised training, or quiet tokens, without a checkpoint to start from.
+        ConfigError: quantised training, quiet tokens or a frozen stem without a checkpoint.
         CheckpointError: a checkpoint of another shape.
     """
     torch.manual_seed(config.train.seed)
@@ -212,6 +213,11 @@ def initial_model(config: RunConfig, initial: Path | None, images: ImageSet) -> 
             raise ConfigError(
                 "train.quantized needs trained weights to start from: set train.initial to a "
                 "checkpoint (quantised training from scratch starts from meaningless statistics)"
+            )
+        if config.train.freeze_stem:
+            raise ConfigError(
+                "train.freeze_stem keeps the weights of a trained stem: set train.initial to a "
+                "checkpoint"
             )
         if config.model.halting.detected is not None:
             raise ConfigError(
@@ -298,8 +304,7 @@ class Run:
     """One stage of training in one folder; goes on where its state file ends.
 
     Args:
-        config: resolved, of this stage. initial: checkpoint to start from. teacher_memory: as in
-            `train`.
+        config: resolved, of this stage. initial: checkpoint to start from. memory: as in `train`.
     """
 
     def __init__(
@@ -309,7 +314,7 @@ class Run:
         folder: Path,
         initial: Path | None,
         console: Console,
-        teacher_memory: Path | None,
+        memory: Path | None,
     ) -> None:
         self.config, self.folder, self.console = config, folder, console
         self.train_images = dataset.train
@@ -327,13 +332,15 @@ class Run:
         model = _empty_model(config) if saved else initial_model(config, initial, dataset.train)
         self.model = model.to(self.device).train()
         same_everywhere(self.model.state_dict().values())
-        self.teacher = teacher_of(config.train, teacher_memory, self.device)
+        self.teacher = teacher_of(config.train, memory, self.device)
         self.optimizer = _optimizer(self.model, config.train)
         self.augmentation = Augmentation(
             config.augment, config.model.classes, config.train.label_smoothing, config.train.seed
         )
         if saved:
             self._restore(*saved)
+        if config.train.freeze_stem:
+            freeze_stem(self.model, memory)
         if config.model.halting.detected is not None:
             keep_detector(self.model, self.optimizer)
 
@@ -348,7 +355,7 @@ class Run:
         with Meter("train", total, self.console, done) as meter:
             while self.state.epoch < config.epochs:
                 self._epoch(meter)
-                last = self.state.epoch == config.epochs - 1
+                last = config.eval_whole and self.state.epoch == config.epochs - 1
                 self._end_epoch(self.watched_images if last else quick)
         return self.folder / MODEL_FILE
 

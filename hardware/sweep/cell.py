@@ -28,7 +28,6 @@ from atsnn.config import RunConfig, merged, parse
 from atsnn.data import Dataset, ImageSet, load_dataset
 from atsnn.errors import AtsnnError, ConfigError, DatasetError
 from atsnn.spikformer import Spikformer
-from atsnn.teacher import TEACHER_FILE
 from atsnn.training import LOG_FILE, initial_model, train
 from hardware.sweep.config import Cell, SweepConfig, cells_of, parse_sweep
 from hardware.sweep.files import write_file, write_json
@@ -156,9 +155,8 @@ def _model(
 ) -> tuple[Spikformer, dict[str, Any]]:
     """The deployed model of a cell, and columns about its training."""
     if cell.source is None:
-        memory = job.folder / TEACHER_FILE
         run, place = _started(job, cell), job.place(cell)
-        train(run, dataset, place, resume=True, console=console, teacher_memory=memory)
+        train(run, dataset, place, resume=True, console=console, memory=job.folder)
         epochs = [stage.train.epochs for stage in cell.run.stage_configs().values()]
         training = {"epochs": sum(epochs), "seconds": _logged_seconds(job.place(cell))}
     else:

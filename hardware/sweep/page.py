@@ -151,6 +151,7 @@ def _sweep(job: Job, page: Path) -> tuple[dict[str, Any], list[Path]]:
     found = points(table, labels)
     tests = {(p.method, p.budget): p for p in points(_tests(job), labels)}
     everything = reference(found)
+    groups = {method.group for method in job.sweep.methods}
     rows = [_row(point, everything, tests) for point in found]
     done = [row for row in table if row["status"] == "done"]
     context: dict[str, Any] = {
@@ -171,7 +172,9 @@ def _sweep(job: Job, page: Path) -> tuple[dict[str, Any], list[Path]]:
         "operation_claims": [
             _operation_claim(operation_claim(found, group), name)
             for group, name in (("ours", "Ours"), ("rival", "Rivals"))
+            if group in groups
         ],
+        "has_rivals": groups >= {"ours", "rival"},
         "limit": _limit(everything),
         "ablations": _ablations(found, everything, sources),
         "failed": [

@@ -474,6 +474,7 @@ def test_one_command_draws_the_page_from_the_table(finished, tmp_path):
     (base,) = (r for r in read_table(finished.folder / "table.csv") if r["method"] == "all-tokens")
     stem = float(base["stem_sops"]) / float(base["sops"])
     assert f"at most {1 - stem:.0%} can be saved" in text
+    assert "### Tokens at a rival's accuracy" in text
     assert "what counts as one" in text
     assert "(energy.md)" not in text  # no such page lies beside it
     assert "differing: 0." in text
@@ -555,6 +556,8 @@ def test_cells_of_an_older_grid_are_left_out(finished, tmp_path):
     text = write_page([out], tmp_path / "results.md")[0].read_text()
     assert "1 of 1 cells ended well, 0 failed; 12" in text
     assert "| halting |" not in text
+    assert "### Tokens at a rival's accuracy" not in text  # all tokens alone: nothing to compare
+    assert "### Operations at half a point lost" not in text
     assert len(read_table(run_sweep(fewer))) == 1
 
 
