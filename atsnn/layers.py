@@ -155,20 +155,15 @@ class TokenLayer(nn.Module):
         """The same for the tokens `opened` [B, N] alone, in images of N tokens, the last filled up
         with closed ones; the others fire nothing and stay at zero potential.
         """
-        steps, _, count, width = x.shape
-        index = opened.flatten().nonzero()[:, 0]
-        fill = -len(index) % count
-        rows = functional.pad(x.reshape(steps, -1, width)[:, index], (0, 0, 0, fill))
-        gates = functional.pad(gate.reshape(steps, -1)[:, index], (0, fill))
-        current = pointwise(
-            rows.view(steps, -1, count, width), self.synapse.weight, self._bias()
-        ).to(x.dtype)
+        steps = len(x)
+        index, rows, gates = gather_tokens(x, gate, opened)
+        current = pointwise(rows, self.synapse.weight, self._bias()).to(x.dtype)
         spikes, state = fused_norm.normalize_and_fire(
             current.reshape(steps, -1, current.shape[-1]),
             cast("_BatchNorm", self.norm),
             self.neuron.fused,
             steps,
-            gates,
+            gates.flatten(1),
         )
         return spread_tokens(spikes[:, : len(index)], state[: len(index)], index, opened)
 
@@ -189,6 +184,20 @@ def worth_gathering(gate: Tensor | None) -> Tensor | None:
         return None
     opened = gate.amax(0) > 0
     return opened if 0 < int(opened.sum()) <= WORTH_LEAVING_OUT * opened.numel() else None
+
+
+def gather_tokens(x: Tensor, gate: Tensor, opened: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x [T, B, N, I] and gate [T, B, N] the tokens `opened` [B, N] alone.
+
+    Returns their places among all tokens [R], and both in images of N tokens, the last filled up
+    with closed ones: [T, B', N, I] and [T, B', N].
+    """
+    steps, _, count, width = x.shape
+    index = opened.flatten().nonzero()[:, 0]
+    fill = -len(index) % count
+    rows = functional.pad(x.reshape(steps, -1, width)[:, index], (0, 0, 0, fill))
+    gates = functional.pad(gate.reshape(steps, -1)[:, index], (0, fill))
+    return index, rows.view(steps, -1, count, width), gates.view(steps, -1, count)
 
 
 def spread_tokens(

@@ -24,7 +24,15 @@ from atsnn.errors import QuantizationError
 from atsnn.fixed_point import NeuronConstants, NeuronModel, QuantizedSynapse
 from atsnn.fused import FusedNeuron, fits, fixed_forward, run_fused
 from atsnn.halting import Gate, HaltingScore
-from atsnn.layers import ConvLayer, StreamAdd, TokenLayer, spread_tokens, worth_gathering
+from atsnn.layers import (
+    ConvLayer,
+    StreamAdd,
+    TokenLayer,
+    gather_tokens,
+    pointwise,
+    spread_tokens,
+    worth_gathering,
+)
 from atsnn.merging import TokenMerging, fixed_weights, floor_straight_through
 from atsnn.neurons import SURROGATE, SURROGATE_SLOPE, run_rows, run_steps
 from atsnn.spikformer import EncoderBlock, Spikformer
@@ -205,15 +213,17 @@ class FixedPointTokenLayer(nn.Module):
 
     def _all(self, x: Tensor, gate: Tensor | None, voltage: Tensor | None) -> tuple[Tensor, Tensor]:
         quantized = self.synapse.quantized()
-        activation = functional.linear(x, self.synapse.integer_weight(quantized))
+        activation = pointwise(x, self.synapse.integer_weight(quantized), None)
         return self.synapse.step(quantized, 0).run(activation, gate, voltage)
 
     def _gathered(self, x: Tensor, gate: Tensor, opened: Tensor) -> tuple[Tensor, Tensor]:
         """The same for the tokens `opened` [B, N]; others fire nothing and stay at zero."""
-        index = opened.flatten().nonzero()[:, 0]
-        rows = x.flatten(1, 2)[:, index, None]
-        spikes, state = self._all(rows, gate.flatten(1)[:, index, None], None)
-        return spread_tokens(spikes[:, :, 0], state[:, 0], index, opened)
+        index, rows, gates = gather_tokens(x, gate, opened)
+        spikes, state = self._all(rows, gates, None)
+        count = len(index)
+        return spread_tokens(
+            spikes.flatten(1, 2)[:, :count], state.flatten(0, 1)[:count], index, opened
+        )
 
     def forward_rows(
         self, rows: Tensor, gate: Tensor, voltage: Tensor | None = None

@@ -102,8 +102,8 @@ class Stem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Image [B, C, H, W], or events [B, T, C, H, W] -> tokens [T, B, N, D]."""
-        known = self.training and self.frozen is not None
-        x = self.frozen(image) if known else self.front(image)
+        front = self.frozen if self.training and self.frozen is not None else self.front
+        x = front(image)
         tokens = self.add(self.to_tokens(x), self.position_to_tokens(self.position(x)))
         return tokens if self.hold is None else self.hold(tokens)
 
