@@ -309,6 +309,8 @@ class TrainConfig(_Section):
         gate_weight: of the mean gate, above `gate_target` (share of open gates that costs nothing).
         operation_weight: of the synaptic operations, as a share of those of a network in which
             every neuron fires.
+        early_weight: of the cross-entropy of the read-outs over the first 1, 2, ... T-1 steps, for
+            images that leave before the last step.
         ratio_weight: of the squared difference between the share of tokens that a trained selector
             keeps and `model.selection.keep` (SparseSpikformer: 2).
         distill_weight: of the KL divergence from the class probabilities of the model in `initial`
@@ -343,6 +345,7 @@ class TrainConfig(_Section):
     gate_weight: float = Field(default=0.0, ge=0)
     gate_target: float = Field(default=0.0, ge=0, le=1)
     operation_weight: float = Field(default=0.0, ge=0)
+    early_weight: float = Field(default=0.0, ge=0)
     ratio_weight: float = Field(default=2.0, ge=0)
     distill_weight: float = Field(default=0.0, ge=0)
     prior_weight: float = Field(default=0.0, ge=0)

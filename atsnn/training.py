@@ -17,7 +17,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ from atsnn.distributed import (
     sum_over_processes,
     wait_for_all,
 )
+from atsnn.early_readouts import early_loss, early_readouts
 from atsnn.errors import CheckpointError, ConfigError, DatasetError, TrainingError
 from atsnn.evaluation import Evaluation, evaluate
 from atsnn.files import write_atomically
@@ -420,10 +421,12 @@ class Run:
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"
         ):
-            output, operations = self._watched(images)
+            output, operations, early = self._watched(images)
         targets = batch.targets[share].to(self.device)
         loss = total_loss(output, targets, config.train, self.model.adaptive)
         loss = loss + config.train.operation_weight * operations
+        if config.train.early_weight:
+            loss = loss + config.train.early_weight * early_loss(early, targets)
         loss = loss + selection_loss(output, config.model.selection, config.train)
         if self.teacher is not None:
             distance = teacher_loss(output, self.teacher(images))
@@ -435,12 +438,17 @@ class Run:
         found = [float(loss.detach()), float(correct.sum()), tokens]
         return torch.tensor(found, dtype=torch.float64, device=self.device)
 
-    def _watched(self, images: Tensor) -> tuple[ModelOutput, Tensor | float]:
-        """The model's output, and its share of synaptic operations if that is part of the loss."""
-        if not self.config.train.operation_weight:
-            return self.model(images), 0.0
-        with operation_share(self.model) as share:
-            return self.model(images), share()
+    def _watched(self, images: Tensor) -> tuple[ModelOutput, Tensor | float, list[Tensor]]:
+        """The model's output; share of operations and early read-outs, where a loss asks."""
+        config = self.config.train
+        with ExitStack() as stack:
+            share = readouts = None
+            if config.operation_weight:
+                share = stack.enter_context(operation_share(self.model))
+            if config.early_weight:
+                readouts = stack.enter_context(early_readouts(self.model))
+            output = self.model(images)
+            return output, share() if share else 0.0, readouts() if readouts else []
 
     def _end_epoch(self, images: ImageSet) -> None:
         """Evaluate, log and save; the first process does so while the others wait."""
