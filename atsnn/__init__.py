@@ -31,10 +31,12 @@ if TYPE_CHECKING:
         CheckpointError,
         ConfigError,
         DatasetError,
+        ExitError,
         QuantizationError,
         TrainingError,
     )
     from atsnn.evaluation import Comparison, Evaluation, compare, evaluate
+    from atsnn.exits import first_steps
     from atsnn.quantization import float_twin, quantize_model
     from atsnn.spikformer import ModelOutput, Spikformer, build_model
     from atsnn.training import train
@@ -43,6 +45,7 @@ _HOME = {
     "ModelOutput": "atsnn.spikformer",
     "Spikformer": "atsnn.spikformer",
     "build_model": "atsnn.spikformer",
+    "first_steps": "atsnn.exits",
     "float_twin": "atsnn.quantization",
     "quantize_model": "atsnn.quantization",
     "load_model": "atsnn.checkpoint",
@@ -67,6 +70,7 @@ _HOME = {
     "CheckpointError": "atsnn.errors",
     "ConfigError": "atsnn.errors",
     "DatasetError": "atsnn.errors",
+    "ExitError": "atsnn.errors",
     "QuantizationError": "atsnn.errors",
     "TrainingError": "atsnn.errors",
 }
@@ -75,6 +79,7 @@ __all__ = [
     "ModelOutput",
     "Spikformer",
     "build_model",
+    "first_steps",
     "float_twin",
     "quantize_model",
     "load_model",
@@ -99,6 +104,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DatasetError",
+    "ExitError",
     "QuantizationError",
     "TrainingError",
 ]

@@ -25,3 +25,7 @@ class TrainingError(AtsnnError):
 
 class QuantizationError(AtsnnError):
     """A layer that the fixed-point format of the chip cannot hold."""
+
+
+class ExitError(AtsnnError):
+    """An exit over time steps that a network cannot have, or a margin that says nothing."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hardware.energy import EnergyRow, EnergyTable, energy_table
     from hardware.engine import EngineResult, run
     from hardware.events import EventCounts
+    from hardware.exits import ExitEngine, ExitResult
     from hardware.placement import Placement, measure, place, placed_cost
     from hardware.variants import open_all_gates
     from hardware.verify import Stage, StageResult, VerificationResult
@@ -24,6 +25,8 @@ _HOME = {
     "EngineResult": "hardware.engine",
     "run": "hardware.engine",
     "EventCounts": "hardware.events",
+    "ExitEngine": "hardware.exits",
+    "ExitResult": "hardware.exits",
     "open_all_gates": "hardware.variants",
     "Placement": "hardware.placement",
     "place": "hardware.placement",
@@ -38,6 +41,8 @@ __all__ = [
     "EngineResult",
     "run",
     "EventCounts",
+    "ExitEngine",
+    "ExitResult",
     "open_all_gates",
     "Stage",
     "StageResult",

@@ -25,8 +25,8 @@ How things are counted (a *message* is a non-zero value that arrives at a node's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -167,6 +167,14 @@ class EventCounts:
             for name, nodes in groups.items()
         }
 
+    def select(self, images: PerImage) -> EventCounts:
+        """The same of some of the images, in the order of `images` (indices).
+
+        As of a run, attention's own counts are those of the order cheaper over all images it holds.
+        """
+        nodes = tuple(_joined([node], images) for node in self.nodes)
+        return EventCounts(nodes, len(images), self.steps)
+
     def as_json(self) -> dict[str, Any]:
         """Means and sums per node and in all, ready for `json.dumps`."""
         return {
@@ -222,6 +230,17 @@ def collect(
     return EventCounts(nodes, sum(_images(batch) for batch in batches), steps)
 
 
+def join(parts: Sequence[EventCounts]) -> EventCounts:
+    """Counts of the images of one part or more of the same nodes, one after another.
+
+    `steps` are the most that a part has.
+    """
+    images = sum(part.images for part in parts)
+    same = zip(*(part.nodes for part in parts), strict=True)
+    nodes = tuple(_joined(node, np.arange(images)) for node in same)
+    return EventCounts(nodes, images, max(part.steps for part in parts))
+
+
 def _images(batch: dict[str, NodeCounter]) -> int:
     return next(iter(batch.values())).images
 
@@ -234,17 +253,39 @@ def _node_events(label: NodeLabel, counters: list[NodeCounter]) -> NodeEvents:
         )
         for name in FIELDS
     }
-    orders = {
-        name: AttentionOrder(
-            np.concatenate([c.orders[name].coincidences for c in counters]),
-            np.concatenate([c.orders[name].reads for c in counters]),
-        )
-        for name in (counters[0].orders if counters else ())
-    }
-    chosen = ""
-    if orders:
-        chosen = min(orders, key=lambda name: int(orders[name].sops.sum()))
-        counts.update(dict.fromkeys(("sops", "acs", "unrolled_acs"), orders[chosen].sops))
-    return NodeEvents(
-        label.name, label.kind, label.source, label.block, label.dense_macs, counts, orders, chosen
+    return _in_cheaper_order(
+        NodeEvents(label.name, label.kind, label.source, label.block, label.dense_macs, counts),
+        _concatenated([c.orders for c in counters]),
     )
+
+
+def _joined(parts: Sequence[NodeEvents], images: PerImage) -> NodeEvents:
+    """One node's events in all parts, of those images that are chosen among them."""
+    counts = {name: np.concatenate([part.counts[name] for part in parts]) for name in FIELDS}
+    orders = _concatenated([part.orders for part in parts])
+    return _in_cheaper_order(
+        replace(parts[0], counts={name: values[images] for name, values in counts.items()}),
+        {
+            name: AttentionOrder(order.coincidences[images], order.reads[images])
+            for name, order in orders.items()
+        },
+    )
+
+
+def _concatenated(parts: Sequence[Mapping[str, AttentionOrder]]) -> dict[str, AttentionOrder]:
+    return {
+        name: AttentionOrder(
+            np.concatenate([orders[name].coincidences for orders in parts]),
+            np.concatenate([orders[name].reads for orders in parts]),
+        )
+        for name in (parts[0] if parts else ())
+    }
+
+
+def _in_cheaper_order(node: NodeEvents, orders: Mapping[str, AttentionOrder]) -> NodeEvents:
+    """The node with these orders, its own counts being those of the cheaper one."""
+    if not orders:
+        return node
+    chosen = min(orders, key=lambda name: int(orders[name].sops.sum()))
+    own = dict.fromkeys(("sops", "acs", "unrolled_acs"), orders[chosen].sops)
+    return replace(node, counts={**node.counts, **own}, orders=orders, order=chosen)
