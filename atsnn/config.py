@@ -472,7 +472,7 @@ def _mistake(section: type[_Section], detail: ErrorDetails) -> str:
 
 def _section_at(section: type[_Section], path: Iterable[str]) -> type[_Section]:
     for name in path:
-        if name.isdigit():  # place in a list of sections
+        if name not in section.model_fields:  # place in a list of sections, or key of a mapping
             continue
         annotation = section.model_fields[name].annotation
         for part in (annotation, *get_args(annotation)):

@@ -110,6 +110,10 @@ def test_a_budget_lies_over_its_method_and_a_source_below_both():
         ),
         ({"methods": [{"name": "Bad Name"}]}, "name"),
         ({"methods": [{"name": "a", "budgets": {"../up": {}}}]}, "budgets"),
+        (
+            {"methods": [{"name": "a", "budgets": {"low": {"modle": {}}}}]},
+            r"unknown key methods\.0\.budgets\.low\.modle; known here: augment, data, ",
+        ),
         ({"seeds": [0, 1, 0]}, r"seeds \[0, 1, 0\]: one stands there twice"),
         ({"methods": [{"name": "a", "seeds": [2, 2]}]}, r"seeds \[2, 2\]: one stands there twice"),
     ],
