@@ -25,6 +25,7 @@ OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the 
 _SHOWN = (
     ("accuracy", "accuracy", "{:.2%}"),
     ("average_tokens", "tokens", "{:.1%}"),
+    ("mean_steps", "steps", "{:.3g}"),
     ("sops", "SOPs/image", "{:,.0f}"),
     ("macs", "MACs/image", "{:,.0f}"),
     ("spikes_differing", "spikes differing", "{:.0f}"),

@@ -86,6 +86,8 @@ class Job:
             self.sweep.verify_images,
             self.sweep.measure_images,
         ]
+        deploy = cell.deploy.model_dump(mode="json", exclude_defaults=True)
+        values += [deploy] if deploy else []
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -120,7 +122,7 @@ def run_cell(job: Job, cell: Cell, console: Console) -> dict[str, Any]:
         images = images.first(job.sweep.measure_images)
     model, training = _model(job, cell, dataset, console)
     begun = time.monotonic()
-    deployed = deploy(model, images, job.sweep.verify_images)
+    deployed = deploy(model, images, job.sweep.verify_images, cell.deploy.exit_margin)
     seconds = training["seconds"] + time.monotonic() - begun
     _write_details(place, deployed, dataset, images if job.sweep.show_images else None)
     numbers = {**training, **deployed.numbers, "seconds": round(seconds, 1)}
@@ -141,7 +143,12 @@ def deploy_on_test(job: Job, cell: Cell) -> dict[str, Any]:
     if not (place / RESULT_FILE).exists():
         raise ConfigError(f"{cell.id}: not finished; run the sweep first")
     dataset = load_dataset(job.data, cell.run.data, _last(cell).model)
-    deployed = deploy(_deployed_model(job, cell, dataset), dataset.test, job.sweep.verify_images)
+    deployed = deploy(
+        _deployed_model(job, cell, dataset),
+        dataset.test,
+        job.sweep.verify_images,
+        cell.deploy.exit_margin,
+    )
     write_json(place / TEST_FILE, deployed.numbers)
     return deployed.numbers
 

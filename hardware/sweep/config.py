@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from atsnn.config import ConfigSection, RunConfig, merged, parse, read_yaml
-from atsnn.errors import ConfigError
+from atsnn.errors import ConfigError, ExitError
+from atsnn.exits import check_causal
 
 Group = Literal["reference", "ours", "rival", "ablation"]
 _NAME = r"^[a-z0-9][a-z0-9_.-]*$"
@@ -28,13 +29,34 @@ Name = Annotated[str, Field(pattern=_NAME)]
 """Of a method or budget: a part of a folder's name."""
 
 
+class DeployConfig(ConfigSection):
+    """How the trained model is run.
+
+    Attributes:
+        exit_margin: an image leaves after the time step at which its two largest logits differ by
+            so much (`hardware.exits`); None: every image runs all steps.
+    """
+
+    exit_margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+
 class Changes(ConfigSection):
-    """What a method or a budget changes in the run of the sweep, section by section."""
+    """What a method or a budget changes, section by section.
+
+    Attributes:
+        model, data, augment, train: in the run of the sweep. deploy: afterwards.
+    """
 
     model: dict[str, Any] = Field(default={})
     data: dict[str, Any] = Field(default={})
     augment: dict[str, Any] = Field(default={})
     train: dict[str, Any] = Field(default={})
+    deploy: DeployConfig = DeployConfig()
+
+    def given(self) -> dict[str, dict[str, Any]]:
+        """The sections that change something, with what was written in each."""
+        sections = self.model_dump(include=set(Changes.model_fields), exclude_unset=True)
+        return {name: values for name, values in sections.items() if values}
 
 
 class Source(ConfigSection):
@@ -52,7 +74,7 @@ class MethodConfig(Changes):
         budgets: name -> what it changes on top of the method; none: one cell named `all`.
         seeds: instead of the sweep's.
         source: the method is not trained: it runs on the weights of this cell, and `model` is laid
-            over that cell's.
+            over that cell's; that cell's `deploy` is not taken over.
         family: for ablations, the question that this method is one answer to.
     """
 
@@ -130,6 +152,7 @@ class Cell:
         id: `<method>@<budget>-s<seed>`, the name of its folder.
         run: its configuration, all stages, without `train.initial`.
         source: id of the cell whose model it takes instead of training; None: it is trained.
+        deploy: how its model is run.
     """
 
     id: str
@@ -138,6 +161,7 @@ class Cell:
     seed: int
     run: RunConfig
     source: str | None
+    deploy: DeployConfig
 
 
 def load_sweep(path: Path) -> SweepConfig:
@@ -186,7 +210,8 @@ def _cell(sweep: SweepConfig, method: MethodConfig, budget: str, seed: int) -> C
     values = sweep.run
     if source is not None:
         values = _changed(values, *_changes(sweep, source.method, source.budget, name))
-    values = _changed(values, *_own_changes(method, budget, name))
+    own = _own_changes(method, budget, name)
+    values = _changed(values, *own)
     values = merged(values, {"train": {"seed": seed}})
     run = parse(RunConfig, values, f"cell {name}")
     last = list(run.stage_configs().values())[-1]
@@ -201,7 +226,21 @@ def _cell(sweep: SweepConfig, method: MethodConfig, budget: str, seed: int) -> C
             "checkpoint that the sweep is given (--start)"
         )
     taken = None if source is None else cell_id(source.method, source.budget, seed)
-    return Cell(name, method.name, budget, seed, run, taken)
+    deploy = _deploy(own, last, name)
+    return Cell(name, method.name, budget, seed, run, taken, deploy)
+
+
+def _deploy(changes: list[Changes], last: RunConfig, cell: str) -> DeployConfig:
+    values: dict[str, Any] = {}
+    for change in changes:
+        values = {**values, **change.given().get("deploy", {})}
+    deploy = parse(DeployConfig, values, f"cell {cell}: deploy")
+    if deploy.exit_margin is not None:
+        try:
+            check_causal(last.model)
+        except ExitError as error:
+            raise ConfigError(f"cell {cell}: deploy.exit_margin: {error}") from None
+    return deploy
 
 
 def cell_id(method: str, budget: str, seed: int) -> str:
@@ -232,8 +271,7 @@ def _changed(values: dict[str, Any], *changes: Changes) -> dict[str, Any]:
     """Lay changes over the run; what its stages say of themselves still wins."""
     result = dict(values)
     for change in changes:
-        for section in ("model", "data", "augment", "train"):
-            given = getattr(change, section)
-            if given:
-                result = merged(result, {section: given})
+        sections = change.given()
+        sections.pop("deploy", None)  # says nothing of training
+        result = merged(result, sections)
     return result

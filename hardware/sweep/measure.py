@@ -24,6 +24,7 @@ from export.spikformer import compile_spikformer, model_trace, selection_of
 from hardware.energy import CONVENTIONS, cost_of, spiking_row
 from hardware.engine import Engine, EngineResult
 from hardware.events import EventCounts
+from hardware.exits import ExitEngine
 from hardware.profile import load_profile
 from hardware.verify import StageResult, compare
 
@@ -53,41 +54,104 @@ class Deployed:
     details: dict[str, npt.NDArray]
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What the engine says of all images.
+
+    Attributes:
+        classes, steps: of each image [B]: its class, and the time steps that were run.
+        gates: uint8 [L, T, B, N].
+        out_of_range: number of layers whose arithmetic left its range.
+        verified: the comparison with the quantised torch model on the first images.
+    """
+
+    classes: npt.NDArray[np.int64]
+    steps: npt.NDArray[np.int64]
+    gates: npt.NDArray[np.uint8]
+    events: EventCounts
+    out_of_range: int
+    verified: StageResult
+
+
 def deploy(
     model: Spikformer,
     images: ImageSet,
     verify_images: int,
+    exit_margin: float | None = None,
     tick: Callable[[int, int], None] | None = None,
 ) -> Deployed:
     """Compile, run, count, price and verify.
 
     Args:
         model: quantised. images: labelled images. verify_images: so many of them are verified.
+        exit_margin: images leave after the time step at which they are sure (`hardware.exits`);
+            None: all run T steps.
         tick: called with (images done, images in all).
+
+    Raises:
+        ExitError: an exit from a model that is not causal in time.
     """
     model.eval()
     pixels = images.batch(torch.arange(len(images))).numpy()
     labels = images.labels.numpy()
+    if exit_margin is None:
+        ran = _run(model, pixels, verify_images, tick)
+    else:
+        ran = _run_with_exits(model, pixels, verify_images, exit_margin, tick)
+    numbers = {
+        "images": len(labels),
+        "accuracy": float((ran.classes == labels).mean()),
+        "average_tokens": float(ran.gates.mean()),
+        "mean_steps": float(ran.steps.mean()),
+        **_event_columns(ran.events),
+        **_selector_columns(model, ran.gates),
+        **_energy_columns(ran.events),
+        "verified_images": ran.verified.images,
+        "spikes_compared": ran.verified.spikes_compared,
+        "spikes_differing": ran.verified.spikes_differing + ran.verified.logits_differing,
+        "out_of_range": ran.out_of_range,
+    }
+    return Deployed(numbers, _details(model, ran.gates, labels, pixels))
+
+
+def _run(
+    model: Spikformer,
+    pixels: npt.NDArray[np.uint8],
+    verify_images: int,
+    tick: Callable[[int, int], None] | None,
+) -> _Run:
     graph = compile_spikformer(model)
     engine = Engine(graph)
     chosen = _chosen(model, graph, pixels)
     result = engine.run(_for_engine(model, pixels), selection=chosen, record="none", progress=tick)
     assert result.events is not None  # counting is on
-    verified = _verified(model, graph, engine, pixels[:verify_images])
-    gates = _gates(model, result, len(labels))
-    numbers = {
-        "images": len(labels),
-        "accuracy": float((result.classes == labels).mean()),
-        "average_tokens": float(gates.mean()),
-        **_event_columns(result.events),
-        **_selector_columns(model, gates),
-        **_energy_columns(result.events),
-        "verified_images": verified.images,
-        "spikes_compared": verified.spikes_compared,
-        "spikes_differing": verified.spikes_differing + verified.logits_differing,
-        "out_of_range": len(result.out_of_range),
-    }
-    return Deployed(numbers, _details(model, gates, labels, pixels))
+    return _Run(
+        result.classes,
+        np.full(len(pixels), model.config.steps),
+        _gates(model, result, len(pixels)),
+        result.events,
+        len(result.out_of_range),
+        _verified(model, graph, engine, pixels[:verify_images]),
+    )
+
+
+def _run_with_exits(
+    model: Spikformer,
+    pixels: npt.NDArray[np.uint8],
+    verify_images: int,
+    margin: float,
+    tick: Callable[[int, int], None] | None,
+) -> _Run:
+    engine = ExitEngine(model)
+    result = engine.run(_for_engine(model, pixels), margin, progress=tick)
+    return _Run(
+        result.classes,
+        result.steps,
+        result.gates,
+        result.events,
+        len(result.out_of_range),
+        engine.verify(_for_engine(model, pixels[:verify_images]), margin),
+    )
 
 
 def _for_engine(model: Spikformer, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

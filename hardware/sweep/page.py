@@ -17,7 +17,7 @@ from hardware.profile import load_profile, weakest
 from hardware.report import format_count, format_joules
 from hardware.sweep import pictures
 from hardware.sweep.cell import DETAILS_FILE, Job, load_job
-from hardware.sweep.config import Changes, MethodConfig, Source, SweepConfig, cell_id, cells_of
+from hardware.sweep.config import Cell, MethodConfig, Source, SweepConfig, cell_id, cells_of
 from hardware.sweep.files import write_file
 from hardware.sweep.measure import PROFILES
 from hardware.sweep.runner import TABLE_FILE, TEST_TABLE_FILE, read_table, row_id
@@ -106,12 +106,8 @@ def _methods(sweep: SweepConfig, shown: set[str]) -> list[dict[str, str]]:
 
 def _changes(method: MethodConfig) -> str:
     source = [f"weights of {method.source.method}"] if method.source else []
-    changed = {name: getattr(method, name) for name in Changes.model_fields}
-    sections = [f"{name}: {_flow(values)}" for name, values in changed.items() if values]
-    budgets = {
-        budget: {name: values for name, values in changes if values}
-        for budget, changes in method.budgets.items()
-    }
+    sections = [f"{name}: {_flow(values)}" for name, values in method.given().items()]
+    budgets = {budget: changes.given() for budget, changes in method.budgets.items()}
     by_budget = [f"{budget}: {_flow(values)}" for budget, values in budgets.items() if values]
     return "; ".join(f"`{part}`" for part in source + sections + by_budget) or "nothing"
 
@@ -142,8 +138,13 @@ def _squeezed(text: str) -> str:
 
 
 def _sweep(job: Job, page: Path) -> tuple[dict[str, Any], list[Path]]:
-    cells = {cell.id for cell in cells_of(job.sweep)}
-    table = [row for row in read_table(job.folder / TABLE_FILE) if row_id(row) in cells]
+    cells = {cell.id: _last_steps(cell) for cell in cells_of(job.sweep)}
+    table = [
+        # a cell that ended before there were exits does not say its steps
+        {**row, "mean_steps": row.get("mean_steps") or str(cells[row_id(row)])}
+        for row in read_table(job.folder / TABLE_FILE)
+        if row_id(row) in cells
+    ]
     if not table:
         raise ConfigError(f"{job.folder}: holds no table with rows yet; run the sweep first")
     labels = {method.name: method.label for method in job.sweep.methods}
@@ -194,6 +195,12 @@ def _sweep(job: Job, page: Path) -> tuple[dict[str, Any], list[Path]]:
     return context, drawn
 
 
+def _last_steps(cell: Cell) -> int:
+    """Time steps of a cell's model."""
+    *_, last = cell.run.stage_configs().values()
+    return last.model.steps
+
+
 def _start(stages: list[Stage]) -> str:
     """How the start was trained, in a sentence; empty if its folder does not say."""
     if not stages:
@@ -231,6 +238,7 @@ def _row(
         "accuracy": _range(point, "accuracy"),
         "test": _tested(point, test) if test else "",
         "tokens": _range(point, "average_tokens", 1),
+        "steps": f"{point.mean('mean_steps'):.3g}",
         "sops": format_count(point.mean("sops")),
         "change": _change(point, everything),
         "stem": f"{point.mean('stem_sops') / point.mean('sops'):.0%}",
@@ -308,7 +316,8 @@ def _limit(everything: Point | None) -> str:
     stem = everything.mean("stem_sops") / everything.mean("sops")
     return (
         f"The stem has {stem:.0%} of the SOPs of all tokens, and gates save none of it: with the "
-        f"whole stem at every step, at most {1 - stem:.0%} can be saved."
+        f"whole stem at every step, at most {1 - stem:.0%} can be saved. An exit over time steps "
+        "leaves out whole steps, the stem's as well."
     )
 
 

@@ -1,6 +1,7 @@
 """A sweep ends in one tidy table, whatever kills it on the way."""
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -23,10 +24,10 @@ from atsnn.data import load_dataset
 from atsnn.errors import ConfigError
 from atsnn.teacher import TEACHER_FILE
 from hardware.sweep.cell import Job, load_job
-from hardware.sweep.config import cells_of, load_sweep
+from hardware.sweep.config import DeployConfig, cells_of, load_sweep
 from hardware.sweep.measure import PROFILES
 from hardware.sweep.page import write_page
-from hardware.sweep.runner import TIMES, deploy_on_test, read_table, run_sweep
+from hardware.sweep.runner import TIMES, deploy_on_test, read_table, row_id, run_sweep
 from hardware.sweep.start import start_run
 from hardware.sweep.summary import operation_claim, points, standard_error, token_claims
 
@@ -144,6 +145,7 @@ def test_every_cell_is_a_row_with_its_numbers(finished):
         assert int(row["spikes_compared"]) > 0
         assert row["spikes_differing"] == "0"
         assert 0 < float(row["average_tokens"]) <= 1
+        assert row["mean_steps"] == "2.0"
         assert 0 < float(row["stem_sops"]) < float(row["sops"])
         for name in PROFILES:
             assert float(row[f"joules/{name}"]) > 0
@@ -225,6 +227,161 @@ def test_a_killed_sweep_goes_on_and_yields_the_same_table(work, finished):
     whole = without_times(read_table(finished.folder / "table.csv"))
     expected = [row for row in whole if row["method"] in names]
     assert without_times(read_table(table)) == expected
+
+
+# --- exits over time steps ---
+
+EXIT = {
+    "name": "exit",
+    "group": "ours",
+    "source": {"method": "halting", "budget": "low"},
+    "deploy": {"exit_margin": 1e-9},
+    "budgets": {"at-once": {}, "never": {"deploy": {"exit_margin": 1000.0}}},
+}
+
+
+@pytest.fixture(scope="module")
+def with_exits(finished, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The finished sweep with two more cells that only run what `halting@low` has trained."""
+    out = tmp_path_factory.mktemp("exits") / "exits"
+    shutil.copytree(finished.folder, out, ignore=shutil.ignore_patterns("test.*"))
+    job = replace(finished, folder=out, sweep=sweep(methods=[*SWEEP["methods"], EXIT]))
+    ended: list[str] = []
+    run_sweep(job, report=lambda name, row: ended.append(name))
+    assert ended == ["exit@at-once-s0", "exit@never-s0"]
+    return job
+
+
+def test_a_budget_sets_another_exit_and_a_source_hands_none_on():
+    unsure = {
+        "name": "unsure",
+        "source": {"method": "halting", "budget": "low"},
+        "budgets": {"none": {}, "off": {"deploy": {"exit_margin": None}}},
+    }
+    halting = {**SWEEP["methods"][1], "deploy": {"exit_margin": 0.5}}
+    cells = cells_of(sweep(methods=[SWEEP["methods"][0], halting, EXIT, unsure]))
+    assert {cell.id: cell.deploy.exit_margin for cell in cells} == {
+        "all-tokens@all-s0": None,
+        "halting@low-s0": 0.5,
+        "halting@high-s0": 0.5,
+        "exit@at-once-s0": 1e-9,
+        "exit@never-s0": 1000.0,
+        "unsure@none-s0": None,
+        "unsure@off-s0": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"deploy": {"margin": 1}},
+            "unknown key methods.1.deploy.margin; known here: exit_margin",
+        ),
+        (
+            {"budgets": {"low": {"deploy": {"margin": 1}}}},
+            "unknown key methods.1.budgets.low.deploy.margin; known here: exit_margin",
+        ),
+        (
+            {"deploy": {"exit_margin": 0}},
+            "methods.1.deploy.exit_margin = 0: input should be greater than 0",
+        ),
+        (
+            {"deploy": {"exit_margin": float("inf")}},
+            "methods.1.deploy.exit_margin = inf: input should be a finite number",
+        ),
+        (
+            {"model": {"merging": {"enabled": True, "count": 1, "assignment": "all"}}},
+            "cell x@all-s0: deploy.exit_margin: merging.assignment all chooses pairs from all time "
+            "steps, which an exit does not wait for; use assignment first",
+        ),
+        (
+            {"model": {"selection": {"method": "random", "keep": [0.5]}}},
+            "cell x@all-s0: deploy.exit_margin: selection.method random chooses tokens once for "
+            "all time steps, which an exit does not wait for; use halting or merging in its place",
+        ),
+    ],
+)
+def test_an_exit_that_cannot_be_is_refused_when_the_sweep_is_read(changes, message):
+    method = {
+        "name": "x",
+        "source": {"method": "all-tokens"},
+        "deploy": {"exit_margin": 1.0},
+        **changes,
+    }
+    with pytest.raises(ConfigError) as error:
+        sweep(methods=[SWEEP["methods"][0], method])
+    assert str(error.value).removeprefix("tiny sweep: ") == message
+
+
+def test_an_image_that_left_is_charged_for_its_steps_alone(with_exits):
+    rows = {row_id(row): row for row in read_table(with_exits.folder / "table.csv")}
+    whole, sure = rows["halting@low-s0"], rows["exit@at-once-s0"]
+    assert sure["mean_steps"] == "1.0"
+    assert sure["spikes_differing"] == "0"
+    assert sure["verified_images"] == "5"
+    assert 2 * int(sure["spikes_compared"]) == int(whole["spikes_compared"])
+    for column in ("average_tokens", "sops", "stem_sops", "spikes", "joules/loihi1"):
+        assert float(sure[column]) < float(whole[column])
+    with np.load(with_exits.place("exit@at-once-s0") / "details.npz") as details:
+        assert details["examples"][:, 0].any()
+        assert not details["examples"][:, 1].any()
+        assert details["class_steps"].max() <= 1
+
+
+def test_an_exit_that_nobody_takes_changes_no_number(with_exits):
+    rows = {row_id(row): row for row in read_table(with_exits.folder / "table.csv")}
+    whole, unsure = rows["halting@low-s0"], rows["exit@never-s0"]
+    own = {"method", "budget", "epochs", "seconds", "spikes_compared"}
+    assert {k: v for k, v in whole.items() if k not in own} == {
+        k: v for k, v in unsure.items() if k not in own
+    }
+    # both networks are verified: the one for the first step, and that for two
+    assert 2 * int(unsure["spikes_compared"]) == 3 * int(whole["spikes_compared"])
+
+
+def test_the_test_images_leave_by_the_same_margin(with_exits):
+    (row,) = read_table(deploy_on_test(with_exits, ["exit@at-once-s0"]))
+    assert (row["images"], row["mean_steps"]) == ("10", "1.0")
+
+
+def test_the_page_shows_the_steps_and_what_was_changed(with_exits, tmp_path):
+    page = write_page([with_exits.folder], tmp_path / "results.md")[0].read_text()
+    lines = page.splitlines()
+    heads = next(line for line in lines if line.startswith("| method | budget ")).split("|")
+    shown = {
+        tuple(cells[1:3]): cells[heads.index(" steps ")].strip()
+        for line in lines
+        if len(cells := line.split("|")) == len(heads)
+    }
+    assert shown[" halting ", " low "] == "2"
+    assert shown[" exit ", " at-once "] == "1"
+    changes = "`weights of halting`; `deploy: {exit_margin: 1.0e-09}`; `never: {deploy: {exit_"
+    assert f"| exit | {changes}" in page
+    assert "An exit over time steps leaves out whole steps, the stem's as well." in page
+
+
+def test_cells_of_before_there_were_exits_are_known_and_shown(finished, tmp_path):
+    out = tmp_path / "old"
+    shutil.copytree(finished.folder, out)
+    job = replace(finished, folder=out)
+    cell = job.cell("halting@low-s0")
+    run = cell.run.model_dump(mode="json", exclude_defaults=True)
+    start = hashlib.sha256(job.start.read_bytes()).hexdigest()
+    values = json.dumps([run, None, start, 5, None], sort_keys=True).encode()
+    assert job.fingerprint(cell) == hashlib.sha256(values).hexdigest()[:16]
+    other = replace(cell, deploy=DeployConfig(exit_margin=1.0))
+    assert job.fingerprint(other) != job.fingerprint(cell)
+    rows = read_table(out / "table.csv")
+    with (out / "table.csv").open("w", newline="") as stream:
+        columns = [name for name in rows[0] if name != "mean_steps"]
+        writer = csv.DictWriter(stream, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    text = write_page([out], tmp_path / "results.md")[0].read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("| halting | low |"))
+    assert line.split("|")[8].strip() == "2"
+    assert CliRunner().invoke(app, ["sweep", "show", str(out)]).exit_code == 0
 
 
 # --- failures ---
