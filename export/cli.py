@@ -1,4 +1,4 @@
-"""`atsnn-export graph | lava | onnx | verify | run | energy | demo`, and those of `cli_place`."""
+"""`atsnn-export graph | lava | onnx | verify | run | energy | demo`; more in `export/cli_*.py`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from export.cli_common import (
     progress_report,
     write_text,
 )  # fmt: skip
-from export.cli_place import register
+from export.cli_exits import register as register_exits
+from export.cli_place import register as register_place
 from export.errors import LavaUnavailableError, UnsupportedTargetError
 
 if TYPE_CHECKING:
@@ -706,7 +707,8 @@ def _operations_table(energy: EnergyTable) -> Table:
     return table
 
 
-register(command)
+register_exits(command)
+register_place(command)
 
 
 # --- what several commands share ---

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from rich.table import Table
 
 from hardware.energy import EnergyRow, EnergyTable
@@ -130,6 +133,31 @@ def _counts(events: NodeEvents | EventCounts) -> list[str]:
     updates = events.mean("updates_active") + events.mean("updates_idle")
     means = [events.mean(name) for name in ("sops", "acs", "macs", "spikes")]
     return [format_count(n) for n in (*means, updates, events.mean("updates_gated"))]
+
+
+def exits_rich_table(rows: Sequence[Mapping[str, Any]], images: int) -> Table:
+    """One line per margin: what `atsnn-export exits --json` has as `rows`.
+
+    `margin` (None: no exit), `accuracy`, `mean_steps`, `average_tokens`, `sops`, `sops_saved` (of
+    those without an exit) and `leaving` (images that leave after each step).
+    """
+    out = Table(title=f"Exit over time steps (mean over {images} images)")
+    out.add_column("margin")
+    for heading in ("accuracy", "steps", "tokens", "SOPs", "saved"):
+        out.add_column(heading, justify="right", no_wrap=True)
+    out.add_column("images leaving after each step", justify="right")
+    for row in rows:
+        out.add_row(
+            "no exit" if row["margin"] is None else f"{row['margin']:g}",
+            f"{row['accuracy']:.2%}",
+            f"{row['mean_steps']:.3g}",
+            f"{row['average_tokens']:.1%}",
+            format_count(row["sops"]),
+            "" if row["margin"] is None else f"{row['sops_saved']:.1%}",
+            " ".join(str(count) for count in row["leaving"]),
+        )
+    out.caption = "Tokens: open gates / (blocks x steps x tokens), closed behind the exit."
+    return out
 
 
 def tokens_rich_table(result: EngineResult) -> Table:

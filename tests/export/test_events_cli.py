@@ -159,6 +159,12 @@ class TestCommands:
         sops = {row["sops"] for row in shown if row["system"] == "SNN, adaptive tokens"}
         assert events.mean("sops") in sops
 
+    def test_exits_leave_recordings_early(self, checkpoint: Path, recordings: str):
+        shown = json.loads(
+            invoke("exits", checkpoint, "--data", recordings, "--margin", "1e-9", "--json")
+        )
+        assert [row["leaving"] for row in shown["rows"]] == [[0, 0, COUNT], [COUNT, 0, 0]]
+
     def test_cores_counts_all_recordings(self, checkpoint: Path, recordings: str):
         shown = json.loads(
             invoke("cores", checkpoint, "--data", recordings, "--gpu", "none", "--json")

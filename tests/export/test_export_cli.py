@@ -287,7 +287,7 @@ class TestHelp:
         names = set(group.commands)  # pyright: ignore[reportAttributeAccessIssue]
         assert names == {
             "graph", "lava", "onnx", "verify", "run", "energy", "demo",
-            "profiles", "place", "cores", "break-even", "measure-gpu",
+            "exits", "profiles", "place", "cores", "break-even", "measure-gpu",
         }  # fmt: skip
         for command in group.commands.values():  # pyright: ignore[reportAttributeAccessIssue]
             assert any("--json" in parameter.opts for parameter in command.params)
