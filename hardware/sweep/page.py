@@ -49,7 +49,7 @@ _PRICED = (
 
 
 def write_page(folders: Sequence[Path], page: Path) -> list[Path]:
-    """Write the page and, in a folder beside it, its pictures; returns all files written.
+    """Write the page and, in a folder beside it, its pictures and tables; returns all files.
 
     Args:
         folders: of sweeps, in the order of the page. page: a `.md` file.
@@ -192,7 +192,20 @@ def _sweep(job: Job, page: Path) -> tuple[dict[str, Any], list[Path]]:
         "pictured": "",
     }
     drawn = _draw(job, found, context, page) if done else []
-    return context, drawn
+    copied = _copy_tables(job, page)
+    context["tables"] = [path.relative_to(page.parent).as_posix() for path in copied]
+    return context, drawn + copied
+
+
+def _copy_tables(job: Job, page: Path) -> list[Path]:
+    """Put the tables beside the pictures, so that every number of the page can be read again."""
+    copied = []
+    for name in (TABLE_FILE, TEST_TABLE_FILE):
+        if (job.folder / name).exists():
+            path = page.parent / page.stem / f"{job.folder.resolve().name}-{name}"
+            write_file(path, (job.folder / name).read_bytes())
+            copied.append(path)
+    return copied
 
 
 def _last_steps(cell: Cell) -> int:

@@ -466,7 +466,12 @@ def test_one_command_trains_the_start_and_goes_on_with_it(tmp_path):
     assert start.stat().st_mtime_ns == before
     assert len(read_table(out / "table.csv")) == 1
     page = tmp_path / "results.md"
-    assert tmp_path / "results" / "out-curve.png" in write_page([out], page)
+    written = write_page([out], page)
+    assert tmp_path / "results" / "out-curve.png" in written
+    copy = tmp_path / "results" / "out-table.csv"
+    assert copy in written
+    assert copy.read_bytes() == (out / "table.csv").read_bytes()
+    assert "[results/out-table.csv](results/out-table.csv)." in page.read_text()
     assert "Every cell starts from one model of all tokens, trained for 1 epoch" in page.read_text()
 
 
