@@ -502,7 +502,8 @@ class Run:
 
     def _write_log(self) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.state.history[0]), lineterminator="\n")
+        columns = list(self.state.history[-1])  # rows of a resumed run come back sorted by name
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.state.history)
         _write(self.folder / LOG_FILE, text.getvalue().encode())

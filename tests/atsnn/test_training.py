@@ -89,6 +89,10 @@ def check_resume(folder, moment, uninterrupted) -> None:
     assert killed.returncode == -9, killed.stderr
     resumed = run_tiny(folder, resume=True)
     assert_same_bits(resumed, uninterrupted)
+    logs = [
+        (model.parent / "log.csv").read_text().splitlines() for model in (resumed, uninterrupted)
+    ]
+    assert logs[0][0] == logs[1][0]  # columns in the same order
     assert without_time(folder / "log.csv") == without_time(uninterrupted.parent / "log.csv")
 
 
