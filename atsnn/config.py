@@ -321,6 +321,7 @@ class TrainConfig(_Section):
             of the backward pass; the position branch, the blocks and the read-out are trained.
         quantized: train the quantised model (straight-through), starting from `initial`.
         initial: checkpoint to start from (its weights; float unless it is quantised too).
+        epoch_steps: updates in an epoch at most, on images drawn anew in each (None: all images).
         checkpoint_steps: also write a checkpoint every so many steps (0: after epochs only).
         eval_images: evaluate on the first so many test images after each epoch but the last, which
             takes all of them (None: always all).
@@ -354,6 +355,7 @@ class TrainConfig(_Section):
     freeze_stem: bool = False
     quantized: bool = False
     initial: str | None = None
+    epoch_steps: int | None = Field(default=None, ge=1)
     checkpoint_steps: int = Field(default=0, ge=0)
     eval_images: int | None = Field(default=None, ge=1)
     eval_whole: bool = True

@@ -328,6 +328,8 @@ class Run:
                 f"{dataset.location}: {len(self.train_images)} training images are less than one "
                 f"batch of {config.train.batch} (train.batch)"
             )
+        if config.train.epoch_steps is not None:
+            self.steps = min(self.steps, config.train.epoch_steps)
         self.state = TrainingState()
         saved = self._saved()
         model = _empty_model(config) if saved else initial_model(config, initial, dataset.train)

@@ -255,6 +255,21 @@ def test_fewer_images_than_one_batch(tmp_path):
         run_tiny(tmp_path, tiny_config(train={"batch": 64}))
 
 
+@pytest.mark.parametrize(("most", "steps"), [(2, 2), (STEPS_PER_EPOCH + 1, STEPS_PER_EPOCH)])
+def test_an_epoch_may_be_cut_short_on_images_of_its_own(tmp_path, monkeypatch, most, steps):
+    seen: list[tuple[int, list[int]]] = []
+    step = Run._step
+
+    def kept(run: Run, indices):
+        seen.append((run.state.epoch, indices.tolist()))
+        return step(run, indices)
+
+    monkeypatch.setattr(Run, "_step", kept)
+    run_tiny(tmp_path, tiny_config(train={"epoch_steps": most}))
+    assert [epoch for epoch, _ in seen] == [0] * steps + [1] * steps
+    assert seen[0][1] != seen[steps][1]
+
+
 def test_a_gpu_that_is_not_there(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA GPU")
