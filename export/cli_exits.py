@@ -47,6 +47,10 @@ def exits_command(
             help="Images leave once their two largest logits differ by M; may be repeated.",
         ),
     ] = None,
+    decay: Annotated[
+        float,
+        typer.Option("--decay", metavar="F", help="Factor on the margin from step to step."),
+    ] = 1.0,
     images: ImagesOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
@@ -62,9 +66,9 @@ def exits_command(
             "for them; exits need the checkpoint it came from"
         )
     tested = load_images(subject.graph, images, data)
-    rows = _rows(subject.model, tested, margins)
+    rows = _rows(subject.model, tested, margins, decay)
     if as_json:
-        print_json({"model": subject.name, "images": len(tested), "rows": rows})
+        print_json({"model": subject.name, "images": len(tested), "decay": decay, "rows": rows})
         return
     from hardware.report import exits_rich_table
 
@@ -82,7 +86,9 @@ def _margins(given: Sequence[float]) -> list[float]:
     return sorted(set(given), reverse=True)
 
 
-def _rows(model: Spikformer, tested: Images, margins: Sequence[float]) -> list[dict[str, Any]]:
+def _rows(
+    model: Spikformer, tested: Images, margins: Sequence[float], decay: float
+) -> list[dict[str, Any]]:
     """First without an exit, then the margins from the largest, at which most images stay."""
     from hardware.exits import ExitEngine
 
@@ -91,7 +97,8 @@ def _rows(model: Spikformer, tested: Images, margins: Sequence[float]) -> list[d
     with progress_report() as report:
         for margin in (math.inf, *margins):
             name = f"margin {margin:g}" if margin < math.inf else "no exit"
-            result = engine.run(tested.pixels, margin, progress=functools.partial(report, name))
+            tick = functools.partial(report, name)
+            result = engine.run(tested.pixels, margin, decay=decay, progress=tick)
             rows.append(_row(result, margin, tested.labels))
     whole = rows[0]["sops"]
     return [{**row, "sops_saved": 1 - row["sops"] / whole if whole else 0.0} for row in rows]

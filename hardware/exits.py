@@ -93,6 +93,7 @@ class ExitEngine:
         images: Images,
         margin: float,
         *,
+        decay: float = 1.0,
         progress: Callable[[int, int], None] | None = None,
     ) -> ExitResult:
         """Run images until each is sure.
@@ -103,10 +104,12 @@ class ExitEngine:
         Args:
             images: uint8 [B, C, H, W], or events of 0 and 1, [T, B, C, H, W].
             margin: difference between the two largest logits, above 0; infinite: all run T steps.
+            decay: factor on the margin from each step to the next, at most 1: a read-out over more
+                steps is more often right at the same difference.
             progress: called with (images that have left, images in all) after each step.
 
         Raises:
-            ExitError: a margin that is not above 0.
+            ExitError: a margin that is not above 0, or a decay outside of 0 to 1.
             EngineError: images of another size or type than the network takes.
         """
         config, total = self.config, images.shape[self._axis(images)]
@@ -114,7 +117,7 @@ class ExitEngine:
         steps = np.zeros(total, np.int64)
         gates = np.zeros((config.blocks, config.steps, total, config.tokens), np.uint8)
         places, events, out_of_range = [], [], dict[str, None]()
-        for t, here, result, leaves in self._walk(images, margin, "none", count_events=True):
+        for t, here, result, leaves in self._walk(images, margin, decay, "none", count_events=True):
             gone = here[leaves]
             logits[gone], steps[gone] = result.logits[leaves], t
             gates[:, :t, gone] = _gates(result)[:, :, leaves] if result.gates else 1
@@ -128,17 +131,17 @@ class ExitEngine:
         in_order = counted.select(np.argsort(np.concatenate(places)))
         return ExitResult(logits, steps, gates, in_order, tuple(out_of_range))
 
-    def verify(self, images: Images, margin: float) -> StageResult:
+    def verify(self, images: Images, margin: float, *, decay: float = 1.0) -> StageResult:
         """Compare each network with its quantised torch model, on the images still in at its step.
 
         Returns sums over the networks: a spike counts each time that it is compared, and so does an
         image whose logits differ; `images` are those given.
 
         Args:
-            images, margin: as for `run`.
+            images, margin, decay: as for `run`.
         """
         found = []
-        for t, here, ours, _ in self._walk(images, margin, "spikes", count_events=False):
+        for t, here, ours, _ in self._walk(images, margin, decay, "spikes", count_events=False):
             model, graph = self._models[t - 1], self._engines[t - 1].graph
             theirs = model_trace(model, self._first_steps(images, t, here))
             result = compare(graph, theirs, ours.trace, names=(TORCH, ENGINE))
@@ -149,10 +152,10 @@ class ExitEngine:
         return _summed(found, images.shape[self._axis(images)])
 
     def _walk(
-        self, images: Images, margin: float, record: Record, count_events: bool
+        self, images: Images, margin: float, decay: float, record: Record, count_events: bool
     ) -> Iterator[tuple[int, npt.NDArray[np.int64], EngineResult, npt.NDArray[np.bool_]]]:
         """Step t, the images [R] still in, their run over t steps, and which of them leave, [R]."""
-        self._check(images, margin)
+        self._check(images, margin, decay)
         here = np.arange(images.shape[self._axis(images)])
         for t, engine in enumerate(self._engines, start=1):
             last = t == self.config.steps
@@ -160,17 +163,22 @@ class ExitEngine:
                 continue  # nobody would leave
             part = self._first_steps(images, t, here)
             result = engine.run(part, record=record, count_events=count_events)
-            leaves = (_margins(result.logits) >= margin) | last
+            leaves = (_margins(result.logits) >= margin * decay ** (t - 1)) | last
             yield t, here, result, leaves
             here = here[~leaves]
             if not len(here):
                 return
 
-    def _check(self, images: Images, margin: float) -> None:
+    def _check(self, images: Images, margin: float, decay: float) -> None:
         if not margin > 0:
             raise ExitError(
                 f"exit margin {margin:g}: it must be above 0, or every image would leave after one "
                 "step; for that use a model of one step"
+            )
+        if not 0 < decay <= 1:
+            raise ExitError(
+                f"exit decay {decay:g}: the margin falls from step to step by a factor above 0 and "
+                "at most 1"
             )
         if self._axis(images) and len(images) != self.config.steps:
             raise EngineError(

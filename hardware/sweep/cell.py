@@ -122,7 +122,7 @@ def run_cell(job: Job, cell: Cell, console: Console) -> dict[str, Any]:
         images = images.first(job.sweep.measure_images)
     model, training = _model(job, cell, dataset, console)
     begun = time.monotonic()
-    deployed = deploy(model, images, job.sweep.verify_images, cell.deploy.exit_margin)
+    deployed = deploy(model, images, job.sweep.verify_images, cell.deploy)
     seconds = training["seconds"] + time.monotonic() - begun
     _write_details(place, deployed, dataset, images if job.sweep.show_images else None)
     numbers = {**training, **deployed.numbers, "seconds": round(seconds, 1)}
@@ -147,7 +147,7 @@ def deploy_on_test(job: Job, cell: Cell) -> dict[str, Any]:
         _deployed_model(job, cell, dataset),
         dataset.test,
         job.sweep.verify_images,
-        cell.deploy.exit_margin,
+        cell.deploy,
     )
     write_json(place / TEST_FILE, deployed.numbers)
     return deployed.numbers

@@ -35,9 +35,11 @@ class DeployConfig(ConfigSection):
     Attributes:
         exit_margin: an image leaves after the time step at which its two largest logits differ by
             so much (`hardware.exits`); None: every image runs all steps.
+        exit_decay: factor on that margin from each step to the next.
     """
 
     exit_margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    exit_decay: float = Field(default=1.0, gt=0, le=1)
 
 
 class Changes(ConfigSection):

@@ -26,12 +26,14 @@ from hardware.engine import Engine, EngineResult
 from hardware.events import EventCounts
 from hardware.exits import ExitEngine
 from hardware.profile import load_profile
+from hardware.sweep.config import DeployConfig
 from hardware.verify import StageResult, compare
 
 PROFILES = (*CONVENTIONS, "loihi1", "loihi1_calibrated")
 """Conventions that every cell is priced under; joules of one are not comparable with another's."""
 SELECTOR_PROFILE = "45nm-fp32"
 """A rival's decision has no chip form: its multiplications are priced by this convention alone."""
+ALL_STEPS = DeployConfig()
 EXAMPLES = 12
 """Images whose gates are kept for pictures."""
 Masks = dict[str, npt.NDArray[np.uint8]]
@@ -77,15 +79,14 @@ def deploy(
     model: Spikformer,
     images: ImageSet,
     verify_images: int,
-    exit_margin: float | None = None,
+    how: DeployConfig = ALL_STEPS,
     tick: Callable[[int, int], None] | None = None,
 ) -> Deployed:
     """Compile, run, count, price and verify.
 
     Args:
         model: quantised. images: labelled images. verify_images: so many of them are verified.
-        exit_margin: images leave after the time step at which they are sure (`hardware.exits`);
-            None: all run T steps.
+        how: with an exit, images leave after the time step at which they are sure; else all run T.
         tick: called with (images done, images in all).
 
     Raises:
@@ -94,10 +95,10 @@ def deploy(
     model.eval()
     pixels = images.batch(torch.arange(len(images))).numpy()
     labels = images.labels.numpy()
-    if exit_margin is None:
+    if how.exit_margin is None:
         ran = _run(model, pixels, verify_images, tick)
     else:
-        ran = _run_with_exits(model, pixels, verify_images, exit_margin, tick)
+        ran = _run_with_exits(model, pixels, verify_images, how.exit_margin, how.exit_decay, tick)
     numbers = {
         "images": len(labels),
         "accuracy": float((ran.classes == labels).mean()),
@@ -140,17 +141,18 @@ def _run_with_exits(
     pixels: npt.NDArray[np.uint8],
     verify_images: int,
     margin: float,
+    decay: float,
     tick: Callable[[int, int], None] | None,
 ) -> _Run:
     engine = ExitEngine(model)
-    result = engine.run(_for_engine(model, pixels), margin, progress=tick)
+    result = engine.run(_for_engine(model, pixels), margin, decay=decay, progress=tick)
     return _Run(
         result.classes,
         result.steps,
         result.gates,
         result.events,
         len(result.out_of_range),
-        engine.verify(_for_engine(model, pixels[:verify_images]), margin),
+        engine.verify(_for_engine(model, pixels[:verify_images]), margin, decay=decay),
     )
 
 

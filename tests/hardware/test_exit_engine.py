@@ -80,6 +80,15 @@ def test_an_image_leaves_at_the_first_step_at_which_it_is_sure(margin):
 
 
 @settings(max_examples=10)
+@given(margin=margins, decay=st.floats(0.1, 1.0))
+def test_a_margin_may_fall_from_step_to_step(margin, decay):
+    result = ENGINE.run(IMAGES, margin, decay=decay)
+    enough = np.array([sure(p.logits) >= margin * decay**t for t, p in enumerate(PREFIXES)])
+    enough[-1] = True
+    np.testing.assert_array_equal(result.steps, enough.argmax(0) + 1)
+
+
+@settings(max_examples=10)
 @given(first=margins, second=margins)
 def test_a_larger_margin_never_leaves_earlier(first, second):
     small, large = sorted((first, second))
@@ -229,6 +238,12 @@ def test_counts_are_joined_and_chosen_by_image():
 
 
 # --- refusals ---
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.5, float("nan")])
+def test_a_decay_that_is_no_share_is_refused(decay):
+    with pytest.raises(ExitError, match=rf"exit decay {decay:g}: the margin falls .* at most 1$"):
+        ENGINE.run(IMAGES, 1.0, decay=decay)
 
 
 @pytest.mark.parametrize("margin", [0.0, -1.0, float("nan")])

@@ -276,11 +276,11 @@ def test_a_budget_sets_another_exit_and_a_source_hands_none_on():
     [
         (
             {"deploy": {"margin": 1}},
-            "unknown key methods.1.deploy.margin; known here: exit_margin",
+            "unknown key methods.1.deploy.margin; known here: exit_decay, exit_margin",
         ),
         (
             {"budgets": {"low": {"deploy": {"margin": 1}}}},
-            "unknown key methods.1.budgets.low.deploy.margin; known here: exit_margin",
+            "unknown key methods.1.budgets.low.deploy.margin; known here: exit_decay, exit_margin",
         ),
         (
             {"deploy": {"exit_margin": 0}},
@@ -371,7 +371,8 @@ def test_cells_of_before_there_were_exits_are_known_and_shown(finished, tmp_path
     values = json.dumps([run, None, start, 5, None], sort_keys=True).encode()
     assert job.fingerprint(cell) == hashlib.sha256(values).hexdigest()[:16]
     other = replace(cell, deploy=DeployConfig(exit_margin=1.0))
-    assert job.fingerprint(other) != job.fingerprint(cell)
+    falling = replace(cell, deploy=DeployConfig(exit_margin=1.0, exit_decay=0.5))
+    assert len({job.fingerprint(each) for each in (cell, other, falling)}) == 3
     rows = read_table(out / "table.csv")
     with (out / "table.csv").open("w", newline="") as stream:
         columns = [name for name in rows[0] if name != "mean_steps"]
