@@ -645,10 +645,12 @@ def test_one_command_draws_the_page_from_the_table(finished, tmp_path):
     assert "what counts as one" in text
     assert "(energy.md)" not in text  # no such page lies beside it
     assert "differing: 0." in text
-    for picture in written[1:]:
-        assert picture.read_bytes().startswith(b"\x89PNG")
-        assert f"results/{picture.name}" in text
+    for path in written[1:]:
+        table = path.suffix == ".csv"
+        assert path.read_bytes().startswith(b"method," if table else b"\x89PNG")
+        assert f"results/{path.name}" in text
     assert {path.name.split("-", 1)[1] for path in written[1:]} == {
+        "table.csv",
         "costs.png",
         "open.png",
         "maps.png",
