@@ -649,8 +649,9 @@ def test_one_command_draws_the_page_from_the_table(finished, tmp_path):
         table = path.suffix == ".csv"
         assert path.read_bytes().startswith(b"method," if table else b"\x89PNG")
         assert f"results/{path.name}" in text
-    assert {path.name.split("-", 1)[1] for path in written[1:]} == {
-        "table.csv",
+    names = {path.name.split("-", 1)[1] for path in written[1:]}
+    assert "table.csv" in names
+    assert {name for name in names if name.endswith(".png")} == {
         "costs.png",
         "open.png",
         "maps.png",
